@@ -1,0 +1,89 @@
+# Everything that a developer, a user or CI does with a checkout. Needs python3 (3.11 to 3.14), make
+# and git; no compiler. Recipes use relative paths and quotes: a checkout may lie in "My Projects/".
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PY := .venv/bin/python
+PIP := "$$(ls .ci/pip-*-py3-none-any.whl)/pip"
+LOCKED := --quiet --disable-pip-version-check --no-input --no-deps
+JOBS ?= 2
+UV ?= uv
+
+.PHONY: help
+help:
+	@echo 'make demo      the main job on three nodes of its own, in under a minute'
+	@echo 'make install   p2pstore into ~/.local, with an environment of its own'
+	@echo 'make test      everything that CI runs'
+	@echo 'make bench     speed and memory, beside restic and borg where they are installed'
+	@echo 'make env       the environment .venv alone;  make format  tidies the source'
+	@echo 'make lock      the lock files anew from pyproject.toml (needs uv)'
+
+.PHONY: env
+env:
+	@sh .ci/env.sh .venv .ci/requirements.lock
+	@if [ pyproject.toml -nt .venv/.p2pstore-checkout ] || ! [ -x .venv/bin/p2pstore ]; then \
+	    "$(PY)" $(PIP) install $(LOCKED) --no-build-isolation --editable . && \
+	    touch .venv/.p2pstore-checkout; \
+	fi
+
+.PHONY: test
+test: env
+	"$(PY)" -m ruff format --check .
+	"$(PY)" -m ruff check .
+	"$(PY)" -m mypy --strict p2pstore
+	"$(PY)" -m pytest -n $(JOBS) -q --durations=10 -rs $(PYTEST)
+
+.PHONY: format
+format: env
+	"$(PY)" -m ruff format .
+	"$(PY)" -m ruff check --fix .
+
+.PHONY: demo
+demo: env
+	@"$(PY)" -m p2pstore demo $(DEMO)
+
+.PHONY: bench
+bench: env
+	@"$(PY)" -m tests.bench $(BENCH)
+
+# A wheel, so that nothing of the installed program is linked to this checkout.
+.PHONY: install
+install: env
+	@set -eu; \
+	app="$${XDG_DATA_HOME:-$$HOME/.local/share}/p2pstore-app"; \
+	bin="$$HOME/.local/bin"; \
+	rm -rf build/wheel; \
+	"$(PY)" $(PIP) wheel $(LOCKED) --no-build-isolation --wheel-dir build/wheel .; \
+	sh .ci/env.sh "$$app" deploy/requirements.lock; \
+	"$$app/bin/python" $(PIP) install $(LOCKED) --force-reinstall build/wheel/p2pstore-*.whl; \
+	mkdir -p "$$bin"; \
+	ln -sf "$$app/bin/p2pstore" "$$bin/p2pstore"; \
+	"$$bin/p2pstore" --version; \
+	echo "Installed as $$bin/p2pstore"; \
+	case ":$$PATH:" in \
+	    *":$$bin:"*) ;; \
+	    *) echo "It is not in your PATH yet; add this line to ~/.profile:  PATH=\"\$$HOME/.local/bin:\$$PATH\"" ;; \
+	esac; \
+	echo 'Next:  p2pstore service install    and then    p2pstore add-folder DIR'
+
+.PHONY: uninstall
+uninstall:
+	@set -eu; \
+	app="$${XDG_DATA_HOME:-$$HOME/.local/share}/p2pstore-app"; \
+	rm -rf -- "$$app"; \
+	rm -f -- "$$HOME/.local/bin/p2pstore"; \
+	echo 'The program is removed; the store and every .f file are untouched.'
+
+# pip itself is in the lock; its wheel in .ci/ must be the locked version.
+.PHONY: lock
+lock:
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --no-header --upgrade --extra dev --extra uvloop pyproject.toml -o .ci/requirements.lock
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --no-header -c .ci/requirements.lock pyproject.toml -o deploy/requirements.lock
+	@"$(PY)" $(PIP) download $(LOCKED) -d .ci "$$(sed -n 's/^\(pip==[^ ]*\) .*/\1/p' .ci/requirements.lock)"
+	@echo 'If a newer pip came, remove the older wheel from .ci/.'
+
+.PHONY: clean
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
