@@ -1,8 +1,8 @@
 """The house keeps its floors: who may import whom, and which parts are pure.
 
 The table is that of the design: imports go down only, neighbours do not know each other, a package
-is entered by its door, there are no cycles, and `content`, `wire` and `policy` touch nothing outside.
-All of it is read from the source, so that an import inside a function counts as well.
+is entered by its door, there are no cycles, and the pure parts touch nothing outside. All of it is
+read from the source, so that an import inside a function counts as well.
 """
 
 from __future__ import annotations
