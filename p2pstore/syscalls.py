@@ -266,7 +266,8 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 def reserve(fd: int, offset: int, length: int, *, keep_size: bool = False) -> None:
     """Room for these bytes now or ENOSPC. EOPNOTSUPP: the file system cannot promise.
 
-    Not posix_fallocate, which would write zeros where the file system cannot.
+    ENOSPC comes after the file has taken what there was: compare with the free room first, and
+    close (or truncate) the file at once. Not posix_fallocate: it writes zeros where it cannot.
     """
     if length:
         _fallocate(fd, _FALLOC_FL_KEEP_SIZE if keep_size else 0, offset, length)
@@ -532,14 +533,14 @@ def socket_owner(port: int) -> tuple[str, int] | None:
     wanted = {b"socket:[%s]" % inode for inode in _listening(port)}
     if not wanted:
         return None
-    for process in os.scandir("/proc"):
-        if not process.name.isdigit():
+    for name in os.listdir(b"/proc"):
+        if not name.isdigit():
             continue
         try:
-            for entry in os.scandir(f"/proc/{process.name}/fd"):
-                if os.readlink(os.fsencode(entry.path)) in wanted:
-                    comm = Path(f"/proc/{process.name}/comm").read_text(errors="replace")
-                    return comm.strip(), int(process.name)
+            for number in os.listdir(b"/proc/%s/fd" % name):
+                if os.readlink(b"/proc/%s/fd/%s" % (name, number)) in wanted:
+                    comm = Path(f"/proc/{int(name)}/comm").read_text(errors="replace")
+                    return comm.strip(), int(name)
         except OSError:
             continue  # another user's process, or one that just ended
     return None
