@@ -1,0 +1,319 @@
+"""Rows of bundles, the dedup index, and what refers to which bundle.
+
+A dedup hit may be relied on only after `claim` wrote a reference to its bundle, in the writer:
+evict and GC look for references in the same transaction in which they take a bundle away, so
+either they see the claim or the claim sees that the bundle is going (SAFETY.md 3, step 4).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from p2pstore.ids import BlockId, BundleId, Tag
+from p2pstore.store.rows import rows_in
+
+
+class BundleState(StrEnum):
+    OPEN = "open"
+    SEALED = "sealed"  # whole, in the local store
+    EVICTING = "evicting"  # about to leave it: no new reference relies on it
+    EVICTED = "evicted"  # only holders have it
+    LOST = "lost"  # neither here nor at a holder that proved it
+
+
+class BundleRow(NamedTuple):
+    bundle_id: BundleId
+    tag: Tag
+    kind: int
+    folder: int | None
+    state: str
+    bytes: int
+    blocks: int
+    seq: int = 0  # of the live map
+    created: int = 0  # ms since the epoch
+    own: int = 1  # opened by this device
+    id: int = 0  # 0: not yet in the catalog
+
+
+class Known(NamedTuple):
+    """Where the block of a known chunk lies: in a sealed local bundle that we opened."""
+
+    bundle: int
+    bundle_id: BundleId
+    tag: Tag
+    idx: int
+    block_id: BlockId
+    block_key: bytes
+    offset: int
+    length: int
+
+
+class DedupRow(NamedTuple):
+    key: bytes
+    bundle: int
+    idx: int
+    block_id: BlockId
+    block_key: bytes
+    offset: int
+    length: int
+
+
+_FIELDS = BundleRow._fields[:-1]
+_COLUMNS = ", ".join(BundleRow._fields)
+_INSERT = (
+    f"INSERT INTO bundles ({', '.join(_FIELDS)}) VALUES ({','.join('?' * len(_FIELDS))})"
+    " ON CONFLICT (bundle_id) DO UPDATE SET "
+    + ", ".join(f"{name}=excluded.{name}" for name in _FIELDS[1:])
+    + " RETURNING id"
+)
+_UNREFERENCED = (
+    "NOT EXISTS (SELECT 1 FROM file_bundles WHERE bundle=bundles.id)"
+    " AND NOT EXISTS (SELECT 1 FROM history_bundles WHERE bundle=bundles.id)"
+    " AND NOT EXISTS (SELECT 1 FROM roots WHERE bundle=bundles.id)"
+)
+
+
+# Bundles
+
+
+def put_bundle(db: sqlite3.Connection, row: BundleRow) -> int:
+    """Write the row whole, by its bundle id; its row id."""
+    ((number,),) = db.execute(_INSERT, row[:-1]).fetchall()
+    return int(number)
+
+
+def get_bundle(db: sqlite3.Connection, bundle_id: BundleId) -> BundleRow | None:
+    """The bundle, also by the id of one that was merged into it."""
+    query = f"SELECT {_COLUMNS} FROM bundles WHERE bundle_id=?"
+    row = db.execute(query, (bundle_id,)).fetchone()
+    if row is None:
+        query = (
+            f"SELECT {_COLUMNS} FROM bundles WHERE id=(SELECT bundle FROM aliases WHERE alias=?)"
+        )
+        row = db.execute(query, (bundle_id,)).fetchone()
+    return None if row is None else BundleRow(*row)
+
+
+def by_rowid(db: sqlite3.Connection, bundle: int) -> BundleRow | None:
+    row = db.execute(f"SELECT {_COLUMNS} FROM bundles WHERE id=?", (bundle,)).fetchone()
+    return None if row is None else BundleRow(*row)
+
+
+def by_tag(db: sqlite3.Connection, tag: Tag) -> BundleRow | None:
+    query = (
+        f"SELECT {_COLUMNS} FROM bundles WHERE tag=?1"
+        " OR id=(SELECT bundle FROM aliases WHERE tag=?1) LIMIT 1"
+    )
+    row = db.execute(query, (tag,)).fetchone()
+    return None if row is None else BundleRow(*row)
+
+
+def get_bundles(db: sqlite3.Connection, ids: Sequence[BundleId]) -> dict[BundleId, BundleRow]:
+    query = f"SELECT {_COLUMNS} FROM bundles WHERE bundle_id IN ({{keys}})"
+    return {row[0]: BundleRow(*row) for row in rows_in(db, query, ids)}
+
+
+def list_bundles(
+    db: sqlite3.Connection,
+    *,
+    states: Sequence[str] = tuple(BundleState),
+    after: int = 0,
+    limit: int = 1000,
+) -> list[BundleRow]:
+    """A page in order of row id, those behind `after`."""
+    query = (
+        f"SELECT {_COLUMNS} FROM bundles WHERE id>? AND state IN ({','.join('?' * len(states))})"
+        " ORDER BY id LIMIT ?"
+    )
+    return [BundleRow(*row) for row in db.execute(query, (after, *states, limit))]
+
+
+def move(db: sqlite3.Connection, bundle: int, state: str, *, only_from: Sequence[str]) -> bool:
+    """Change the state if it is one of `only_from` now; whether it was."""
+    marks = ",".join("?" * len(only_from))
+    cursor = db.execute(
+        f"UPDATE bundles SET state=? WHERE id=? AND state IN ({marks})",
+        (state, bundle, *only_from),
+    )
+    return cursor.rowcount == 1
+
+
+def begin_evict(db: sqlite3.Connection, bundle: int) -> bool:
+    """sealed -> evicting, unless an open ingest relies on its being here."""
+    cursor = db.execute(
+        "UPDATE bundles SET state='evicting' WHERE id=? AND state='sealed' AND NOT EXISTS"
+        " (SELECT 1 FROM roots WHERE bundle=bundles.id AND root LIKE 'journal:%')",
+        (bundle,),
+    )
+    return cursor.rowcount == 1
+
+
+def set_live(db: sqlite3.Connection, bundle: int, seq: int, live_bytes: int) -> None:
+    """A newer live map holds; never back to an older one."""
+    db.execute(
+        "UPDATE bundles SET seq=?2, bytes=?3 WHERE id=?1 AND seq<?2", (bundle, seq, live_bytes)
+    )
+
+
+def stored_bytes(db: sqlite3.Connection) -> dict[str, int]:
+    """Bytes of all bundles by state."""
+    query = "SELECT state, sum(bytes) FROM bundles GROUP BY state"
+    return {state: int(total) for state, total in db.execute(query)}
+
+
+def add_alias(db: sqlite3.Connection, alias: BundleId, tag: Tag, bundle: int) -> None:
+    db.execute(
+        "INSERT OR REPLACE INTO aliases (alias, tag, bundle) VALUES (?,?,?)", (alias, tag, bundle)
+    )
+
+
+def aliases_of(db: sqlite3.Connection, bundle: int) -> list[tuple[BundleId, Tag]]:
+    return db.execute("SELECT alias, tag FROM aliases WHERE bundle=?", (bundle,)).fetchall()
+
+
+# Dedup
+
+
+def insert_dedup(db: sqlite3.Connection, rows: Iterable[DedupRow]) -> None:
+    """Remember where chunks lie; a newer place replaces an older one."""
+    db.executemany(
+        "INSERT OR REPLACE INTO dedup (key, bundle, idx, block_id, block_key, offset, length)"
+        " VALUES (?,?,?,?,?,?,?)",
+        rows,
+    )
+
+
+def lookup_many(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Known]:
+    """The known ones among the chunks: a bundle that is going, gone or not ours is no hit."""
+    query = (
+        "SELECT d.key, b.id, b.bundle_id, b.tag, d.idx, d.block_id, d.block_key, d.offset,"
+        " d.length FROM dedup d CROSS JOIN bundles b ON b.id=d.bundle"
+        " WHERE d.key IN ({keys}) AND b.state='sealed' AND b.own=1"
+    )
+    return {row[0]: Known._make(row[1:]) for row in rows_in(db, query, keys)}
+
+
+def forget_chunks(
+    db: sqlite3.Connection, bundle: int, indices: Sequence[int] | None = None
+) -> None:
+    """No chunk is known in this bundle any more, or none in these blocks of it."""
+    if indices is None:
+        db.execute("DELETE FROM dedup WHERE bundle=?", (bundle,))
+        return
+    doomed = set(indices)
+    found = db.execute("SELECT key, idx FROM dedup WHERE bundle=?", (bundle,)).fetchall()
+    db.executemany("DELETE FROM dedup WHERE key=?", [(key,) for key, idx in found if idx in doomed])
+
+
+# References
+
+
+def claim(db: sqlite3.Connection, root: str, bundles: Iterable[int]) -> set[int]:
+    """Keep these bundles for `root` ("journal:<id>"); those that may be relied on.
+
+    A bundle left out of the answer is no longer sealed in the local store: seal its blocks anew.
+    """
+    kept: set[int] = set()
+    for bundle in set(bundles):
+        cursor = db.execute(
+            "INSERT OR REPLACE INTO roots (root, bundle)"
+            " SELECT ?, id FROM bundles WHERE id=? AND state='sealed' AND own=1",
+            (root, bundle),
+        )
+        if cursor.rowcount == 1:
+            kept.add(bundle)
+    return kept
+
+
+def set_root(db: sqlite3.Connection, root: str, bundles: Iterable[int]) -> None:
+    """From now on `root` keeps these bundles alive, wherever they are, and no others."""
+    drop_root(db, root)
+    add_root(db, root, bundles)
+
+
+def add_root(db: sqlite3.Connection, root: str, bundles: Iterable[int]) -> None:
+    db.executemany(
+        "INSERT OR REPLACE INTO roots (root, bundle) VALUES (?,?)",
+        [(root, bundle) for bundle in set(bundles)],
+    )
+
+
+def drop_root(db: sqlite3.Connection, root: str) -> None:
+    db.execute("DELETE FROM roots WHERE root=?", (root,))
+
+
+def roots_of(db: sqlite3.Connection, bundle: int) -> list[str]:
+    query = "SELECT root FROM roots WHERE bundle=? ORDER BY root"
+    return [root for (root,) in db.execute(query, (bundle,))]
+
+
+def roots_with(db: sqlite3.Connection, prefix: str) -> list[str]:
+    query = "SELECT DISTINCT root FROM roots WHERE root>=? AND root<? ORDER BY root"
+    return [root for (root,) in db.execute(query, (prefix, prefix + "\U0010ffff"))]
+
+
+def set_file_bundles(
+    db: sqlite3.Connection, references: Iterable[tuple[int, Iterable[int]]]
+) -> None:
+    """The current version of each file needs these bundles, and no others."""
+    pairs = [(file, tuple(bundles)) for file, bundles in references]
+    db.executemany("DELETE FROM file_bundles WHERE file=?", [(file,) for file, _ in pairs])
+    db.executemany(
+        "INSERT OR REPLACE INTO file_bundles (file, bundle) VALUES (?,?)",
+        [(file, bundle) for file, bundles in pairs for bundle in bundles],
+    )
+
+
+def bundles_of_file(db: sqlite3.Connection, file: int) -> list[BundleRow]:
+    query = (
+        f"SELECT {_COLUMNS} FROM bundles"
+        " WHERE id IN (SELECT bundle FROM file_bundles WHERE file=?) ORDER BY id"
+    )
+    return [BundleRow(*row) for row in db.execute(query, (file,))]
+
+
+def bundles_of_files(db: sqlite3.Connection, files: Sequence[int]) -> dict[int, set[int]]:
+    """bundle -> those of `files` that need it: together they hold all blocks of the files."""
+    found: dict[int, set[int]] = {}
+    query = "SELECT bundle, file FROM file_bundles WHERE file IN ({keys})"
+    for bundle, file in rows_in(db, query, files):
+        found.setdefault(bundle, set()).add(file)
+    return found
+
+
+def files_of_bundle(db: sqlite3.Connection, bundle: int) -> list[int]:
+    query = "SELECT file FROM file_bundles WHERE bundle=? ORDER BY file"
+    return [file for (file,) in db.execute(query, (bundle,))]
+
+
+def folders_of_bundle(db: sqlite3.Connection, bundle: int) -> list[int]:
+    """The folders whose files or history refer to it: the strictest rules its copies."""
+    query = (
+        "SELECT folder FROM files WHERE id IN (SELECT file FROM file_bundles WHERE bundle=?1)"
+        " UNION SELECT folder FROM history"
+        " WHERE id IN (SELECT history FROM history_bundles WHERE bundle=?1)"
+        " UNION SELECT folder FROM bundles WHERE id=?1 AND folder IS NOT NULL"
+    )
+    return [folder for (folder,) in db.execute(query, (bundle,))]
+
+
+def unreferenced(db: sqlite3.Connection, *, created_before_ms: int, limit: int = 1000) -> list[int]:
+    """Bundles that nothing in the catalog refers to: candidates, to be checked anew when taken."""
+    query = f"SELECT id FROM bundles WHERE own=1 AND created<? AND {_UNREFERENCED} LIMIT ?"
+    return [bundle for (bundle,) in db.execute(query, (created_before_ms, limit))]
+
+
+def forget_unreferenced(db: sqlite3.Connection, bundle: int) -> BundleId | None:
+    """Remove the bundle's rows if still nothing refers to it; its id, for the store to drop it."""
+    found = db.execute(
+        f"SELECT bundle_id FROM bundles WHERE id=? AND {_UNREFERENCED}", (bundle,)
+    ).fetchone()
+    if found is None:
+        return None
+    for table in ("dedup", "copies", "aliases"):
+        db.execute(f"DELETE FROM {table} WHERE bundle=?", (bundle,))
+    db.execute("DELETE FROM bundles WHERE id=?", (bundle,))
+    return BundleId(found[0])

@@ -1,0 +1,189 @@
+"""Rows of copies on other nodes, with their receipts, and what holders acknowledged.
+
+This says what was proved and when. How many of them count is policy's: one friend counts once,
+strangers by network, and so on.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from p2pstore.ids import FolderId, NodeId
+from p2pstore.store.rows import rows_in
+
+
+class CopyState(StrEnum):
+    PROVED = "proved"  # a whole proof, and no failed audit since
+    SUSPECT = "suspect"  # an audit could not be answered; counts no more until it is
+    LOST = "lost"  # the holder says that it has it not, or lied
+    RELEASED = "released"
+
+
+class Copy(NamedTuple):
+    bundle: int
+    holder: NodeId
+    seq: int  # of the live map that was proved
+    proved_at: int  # ms since the epoch
+    lease_until: int  # ms since the epoch
+    receipt: bytes
+    state: str = CopyState.PROVED
+
+
+class HeadAck(NamedTuple):
+    holder: NodeId
+    folder: FolderId
+    incarnation: int
+    seq: int
+    generation: int  # of the group state
+    state_seq: int
+
+
+_COLUMNS = ", ".join(Copy._fields)
+
+
+def put(db: sqlite3.Connection, copy: Copy) -> None:
+    """A receipt came in; it replaces what was known of this holder and bundle."""
+    db.execute(f"INSERT OR REPLACE INTO copies ({_COLUMNS}) VALUES (?,?,?,?,?,?,?)", copy)
+
+
+def proved(db: sqlite3.Connection, bundle: int, holder: NodeId, seq: int, now_ms: int) -> bool:
+    """A fresh proof came in for a copy that has a receipt; False when there is none."""
+    cursor = db.execute(
+        "UPDATE copies SET state='proved', seq=?, proved_at=? WHERE bundle=? AND holder=?",
+        (seq, now_ms, bundle, holder),
+    )
+    return cursor.rowcount == 1
+
+
+def set_state(db: sqlite3.Connection, bundle: int, holder: NodeId, state: str) -> None:
+    db.execute("UPDATE copies SET state=? WHERE bundle=? AND holder=?", (state, bundle, holder))
+
+
+def set_lease(db: sqlite3.Connection, bundle: int, holder: NodeId, until_ms: int) -> None:
+    """A lease is only ever made longer."""
+    db.execute(
+        "UPDATE copies SET lease_until=max(lease_until, ?) WHERE bundle=? AND holder=?",
+        (until_ms, bundle, holder),
+    )
+
+
+def drop(db: sqlite3.Connection, bundle: int, holder: NodeId) -> None:
+    db.execute("DELETE FROM copies WHERE bundle=? AND holder=?", (bundle, holder))
+
+
+def of_bundle(db: sqlite3.Connection, bundle: int) -> list[Copy]:
+    query = f"SELECT {_COLUMNS} FROM copies WHERE bundle=? ORDER BY holder"
+    return [Copy(*row) for row in db.execute(query, (bundle,))]
+
+
+def of_bundles(db: sqlite3.Connection, bundles: Sequence[int]) -> dict[int, list[Copy]]:
+    found: dict[int, list[Copy]] = {}
+    query = f"SELECT {_COLUMNS} FROM copies WHERE bundle IN ({{keys}})"
+    for row in rows_in(db, query, bundles):
+        found.setdefault(row[0], []).append(Copy(*row))
+    return found
+
+
+def of_holder(
+    db: sqlite3.Connection, holder: NodeId, *, after: int = 0, limit: int = 1000
+) -> list[Copy]:
+    """A page of what this holder keeps for us, in order of the bundle's row id."""
+    query = f"SELECT {_COLUMNS} FROM copies WHERE holder=? AND bundle>? ORDER BY bundle LIMIT ?"
+    return [Copy(*row) for row in db.execute(query, (holder, after, limit))]
+
+
+def holders(db: sqlite3.Connection) -> dict[NodeId, int]:
+    """How many copies each holder has proved."""
+    query = "SELECT holder, count(*) FROM copies WHERE state='proved' GROUP BY holder"
+    return {NodeId(holder): number for holder, number in db.execute(query)}
+
+
+def counts(db: sqlite3.Connection) -> dict[int, int]:
+    """bundle -> holders that proved its present live map; a bundle without any is left out."""
+    query = (
+        "SELECT c.bundle, count(*) FROM copies c JOIN bundles b ON b.id=c.bundle"
+        " WHERE c.state='proved' AND c.seq=b.seq GROUP BY c.bundle"
+    )
+    return dict(db.execute(query).fetchall())
+
+
+def count_of_file(db: sqlite3.Connection, file: int, counted: Mapping[int, int]) -> int:
+    """A file is as safe as the least copied of its bundles; 0 for a file without any."""
+    query = "SELECT bundle FROM file_bundles WHERE file=?"
+    return min((counted.get(bundle, 0) for (bundle,) in db.execute(query, (file,))), default=0)
+
+
+def counts_of_files(
+    db: sqlite3.Connection, folder: int, counted: Mapping[int, int]
+) -> dict[int, tuple[int, int]]:
+    """copies -> (files, their bytes), over all files of a folder that have bundles."""
+    least: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    query = (
+        "SELECT f.id, f.file_size, r.bundle FROM files f JOIN file_bundles r ON r.file=f.id"
+        " WHERE f.folder=?"
+    )
+    for file, size, bundle in db.execute(query, (folder,)):
+        number = counted.get(bundle, 0)
+        if number < least.get(file, 1 << 30):
+            least[file] = number
+        sizes[file] = size
+    found: dict[int, tuple[int, int]] = {}
+    for file, number in least.items():
+        files, total = found.get(number, (0, 0))
+        found[number] = (files + 1, total + sizes[file])
+    return found
+
+
+def too_few(
+    db: sqlite3.Connection, wanted: int, *, after: int = 0, limit: int = 1000
+) -> list[tuple[int, int]]:
+    """(bundle, proved copies) of sealed or evicted bundles with fewer than `wanted`; a page."""
+    query = (
+        "SELECT b.id, (SELECT count(*) FROM copies c WHERE c.bundle=b.id AND c.state='proved'"
+        " AND c.seq=b.seq) AS n FROM bundles b"
+        " WHERE b.id>? AND b.state IN ('sealed', 'evicted') AND n<? ORDER BY b.id LIMIT ?"
+    )
+    return db.execute(query, (after, wanted, limit)).fetchall()
+
+
+def oldest_proofs(db: sqlite3.Connection, before_ms: int, limit: int = 100) -> list[Copy]:
+    """Copies to audit next: those whose last proof is the oldest."""
+    query = (
+        f"SELECT {_COLUMNS} FROM copies WHERE proved_at<? AND state IN ('proved', 'suspect')"
+        " ORDER BY proved_at LIMIT ?"
+    )
+    return [Copy(*row) for row in db.execute(query, (before_ms, limit))]
+
+
+# What holders acknowledged of heads and group state
+
+
+def acknowledge(db: sqlite3.Connection, ack: HeadAck) -> None:
+    """Remember it unless the holder has acknowledged something newer already."""
+    db.execute(
+        "INSERT INTO head_acks (holder, folder, incarnation, seq, generation, state_seq)"
+        " VALUES (?,?,?,?,?,?) ON CONFLICT (holder, folder) DO UPDATE SET"
+        " incarnation=excluded.incarnation, seq=excluded.seq, generation=excluded.generation,"
+        " state_seq=excluded.state_seq WHERE (excluded.incarnation, excluded.seq,"
+        " excluded.generation, excluded.state_seq) > (head_acks.incarnation, head_acks.seq,"
+        " head_acks.generation, head_acks.state_seq)",
+        ack,
+    )
+
+
+def acks(db: sqlite3.Connection, folder: FolderId) -> list[HeadAck]:
+    query = (
+        "SELECT holder, folder, incarnation, seq, generation, state_seq FROM head_acks"
+        " WHERE folder=? ORDER BY holder"
+    )
+    return [HeadAck(*row) for row in db.execute(query, (folder,))]
+
+
+def forget_holder(db: sqlite3.Connection, holder: NodeId) -> None:
+    """The node is gone for good: none of its copies and acknowledgements count."""
+    db.execute("DELETE FROM copies WHERE holder=?", (holder,))
+    db.execute("DELETE FROM head_acks WHERE holder=?", (holder,))

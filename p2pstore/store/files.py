@@ -1,0 +1,371 @@
+"""Rows of files, links and deletions, and their history.
+
+A path is the bytes below the folder's root, `/` between the names. A row of state `deleted` is
+the mark of a deletion that other devices must hear of; it holds no bundles, its last version is
+in the history. Whoever changes the content of a row passes its new bundles to
+`blocks.set_file_bundles` in the same change.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from p2pstore.ids import FileId
+from p2pstore.store.rows import below, rows_in
+
+PAGE: Final = 2000  # rows fetched at a time by walks over a whole folder
+
+
+class State(StrEnum):
+    PENDING = "pending"  # seen, not yet protected
+    PROTECTED = "protected"  # its blocks are durable, the original is there
+    PLACEHOLDER = "placeholder"  # the `.f` is there instead
+    HYDRATING = "hydrating"
+    CONFLICT = "conflict"
+    SKIPPED = "skipped"  # not ours to take; `reason` says why
+    DELETED = "deleted"
+
+
+class Kind(StrEnum):
+    FILE = "file"
+    LINK = "link"
+    DELETED = "deleted"
+
+
+class FileRow(NamedTuple):
+    folder: int
+    path: bytes
+    state: str
+    reason: str = ""  # why it is skipped, or protected only
+    kind: str = Kind.FILE
+    file_id: FileId | bytes = b""
+    version: bytes = b""  # encoded version vector
+    hash: bytes = b""
+    file_size: int = 0  # of the content
+    size: int = 0  # of what lies at the path now: the original or the `.f`
+    ino: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    stored_bytes: int = 0  # sealed bytes that came into being for it
+    replaced_before: int = 0
+    last_use: int = 0  # ms since the epoch
+    pinned: int = 0
+    target: bytes = b""  # of a link
+    manifest_ref: bytes = b""  # where the manifest's own block lies, encoded
+    id: int = 0  # 0: not yet in the catalog
+
+
+class Identity(NamedTuple):
+    """What a re-scan compares with the disk."""
+
+    path: bytes
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    state: str
+    id: int
+
+
+class Count(NamedTuple):
+    state: str
+    reason: str
+    files: int
+    file_bytes: int  # of the contents
+    stored_bytes: int
+
+
+class HistoryRow(NamedTuple):
+    id: int
+    folder: int
+    path: bytes
+    file_id: bytes
+    version: bytes
+    manifest: bytes
+    hash: bytes
+    file_size: int
+    mtime_ns: int
+    ended_at: int  # ms since the epoch
+    why: str  # "changed", "deleted", ...
+
+
+_FIELDS = FileRow._fields[:-1]
+_COLUMNS = ", ".join(FileRow._fields)
+_UPSERT = (
+    f"INSERT INTO files ({', '.join(_FIELDS)}) VALUES ({','.join('?' * len(_FIELDS))})"
+    " ON CONFLICT (folder, path) DO UPDATE SET "
+    + ", ".join(f"{name}=excluded.{name}" for name in _FIELDS[2:])
+    + " RETURNING id"
+)
+_IDENTITY = "path, ino, size, mtime_ns, ctime_ns, state, id"
+_HISTORY = ", ".join(HistoryRow._fields)
+
+
+def upsert_many(
+    db: sqlite3.Connection, rows: Iterable[FileRow], manifests: Sequence[bytes] | None = None
+) -> list[int]:
+    """Write the rows whole, by folder and path; their ids, in order.
+
+    `manifests`, when given, holds one for each row; b"" leaves what is stored.
+    """
+    ids: list[int] = []
+    for row in rows:
+        ((number,),) = db.execute(_UPSERT, row[:-1]).fetchall()
+        ids.append(number)
+    if manifests is not None:
+        db.executemany(
+            "INSERT OR REPLACE INTO manifests (file, raw) VALUES (?,?)",
+            [(number, raw) for number, raw in zip(ids, manifests, strict=True) if raw],
+        )
+    return ids
+
+
+def get(db: sqlite3.Connection, folder: int, path: bytes) -> FileRow | None:
+    query = f"SELECT {_COLUMNS} FROM files WHERE folder=? AND path=?"
+    row = db.execute(query, (folder, path)).fetchone()
+    return None if row is None else FileRow(*row)
+
+
+def by_id(db: sqlite3.Connection, file: int) -> FileRow | None:
+    row = db.execute(f"SELECT {_COLUMNS} FROM files WHERE id=?", (file,)).fetchone()
+    return None if row is None else FileRow(*row)
+
+
+def get_many(db: sqlite3.Connection, folder: int, paths: Sequence[bytes]) -> dict[bytes, FileRow]:
+    query = f"SELECT {_COLUMNS} FROM files WHERE folder=? AND path IN ({{keys}})"
+    return {row[1]: FileRow(*row) for row in rows_in(db, query, paths, (folder,))}
+
+
+def by_file_id(db: sqlite3.Connection, folder: int, file_id: FileId) -> list[FileRow]:
+    """All paths of the folder that say they are this file (a copied `.f` is one more)."""
+    query = f"SELECT {_COLUMNS} FROM files WHERE folder=? AND file_id=? ORDER BY path"
+    return [FileRow(*row) for row in db.execute(query, (folder, file_id))]
+
+
+def manifest(db: sqlite3.Connection, file: int) -> bytes | None:
+    row = db.execute("SELECT raw FROM manifests WHERE file=?", (file,)).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+def manifests(db: sqlite3.Connection, files: Sequence[int]) -> dict[int, bytes]:
+    return dict(rows_in(db, "SELECT file, raw FROM manifests WHERE file IN ({keys})", files))
+
+
+def set_manifest(db: sqlite3.Connection, file: int, raw: bytes) -> None:
+    db.execute("INSERT OR REPLACE INTO manifests (file, raw) VALUES (?,?)", (file, raw))
+
+
+def page(
+    db: sqlite3.Connection,
+    folder: int,
+    prefix: bytes = b"",
+    *,
+    after: bytes = b"",
+    limit: int = PAGE,
+    states: Sequence[str] = (),
+) -> list[FileRow]:
+    """Rows beneath a directory in order of path, those behind `after`; deletions only if asked."""
+    low, high = below(prefix)
+    wanted = tuple(states) or tuple(state for state in State if state is not State.DELETED)
+    query = (
+        f"SELECT {_COLUMNS} FROM files WHERE folder=? AND path>=? AND path<? AND path>?"
+        f" AND state IN ({','.join('?' * len(wanted))}) ORDER BY path LIMIT ?"
+    )
+    found = db.execute(query, (folder, low, high, after, *wanted, limit))
+    return [FileRow(*row) for row in found]
+
+
+def walk(
+    db: sqlite3.Connection, folder: int, prefix: bytes = b"", *, states: Sequence[str] = ()
+) -> Iterator[FileRow]:
+    """All rows beneath a directory, fetched in pages; the caller may change rows meanwhile."""
+    after = b""
+    while rows := page(db, folder, prefix, after=after, states=states):
+        yield from rows
+        after = rows[-1].path
+
+
+def identities(db: sqlite3.Connection, folder: int) -> list[Identity]:
+    """What a re-scan compares, in no order; deletions are left out."""
+    query = f"SELECT {_IDENTITY} FROM files WHERE folder=? AND state<>'deleted'"
+    cursor = db.execute(query, (folder,))
+    cursor.row_factory = _identity
+    return cursor.fetchall()
+
+
+def _identity(_: sqlite3.Cursor, row: tuple[object, ...]) -> Identity:
+    return Identity._make(row)
+
+
+def identity(db: sqlite3.Connection, folder: int, path: bytes) -> Identity | None:
+    query = f"SELECT {_IDENTITY} FROM files WHERE folder=? AND path=?"
+    row = db.execute(query, (folder, path)).fetchone()
+    return None if row is None else Identity(*row)
+
+
+def set_state(db: sqlite3.Connection, ids: Iterable[int], state: str, reason: str = "") -> None:
+    db.executemany(
+        "UPDATE files SET state=?, reason=? WHERE id=?", [(state, reason, file) for file in ids]
+    )
+
+
+def set_on_disk(
+    db: sqlite3.Connection, rows: Iterable[tuple[int, str, int, int, int, int]]
+) -> None:
+    """(id, state, ino, size, mtime_ns, ctime_ns): what lies at the path from now on."""
+    db.executemany(
+        "UPDATE files SET state=?2, ino=?3, size=?4, mtime_ns=?5, ctime_ns=?6,"
+        " replaced_before=max(replaced_before, ?2='placeholder') WHERE id=?1",
+        list(rows),
+    )
+
+
+def set_pinned(db: sqlite3.Connection, ids: Iterable[int], pinned: bool) -> None:
+    db.executemany("UPDATE files SET pinned=? WHERE id=?", [(int(pinned), file) for file in ids])
+
+
+def set_last_use(db: sqlite3.Connection, ids: Iterable[int], now_ms: int) -> None:
+    db.executemany("UPDATE files SET last_use=? WHERE id=?", [(now_ms, file) for file in ids])
+
+
+def rename(db: sqlite3.Connection, file: int, path: bytes) -> None:
+    """The file lies at another path of its folder; what the catalog had there is forgotten."""
+    query = (
+        "SELECT id FROM files"
+        " WHERE path=? AND id<>? AND folder=(SELECT folder FROM files WHERE id=?)"
+    )
+    for (other,) in db.execute(query, (path, file, file)).fetchall():
+        forget(db, [other])
+    db.execute("UPDATE files SET path=? WHERE id=?", (path, file))
+
+
+def counts(db: sqlite3.Connection, folder: int, prefix: bytes = b"") -> list[Count]:
+    """For `status`: how many files and bytes in each state, for each reason."""
+    low, high = below(prefix)
+    query = (
+        "SELECT state, reason, count(*), sum(file_size), sum(stored_bytes) FROM files"
+        " WHERE folder=? AND state<>'deleted'"
+        + (" AND path>=? AND path<?" if prefix else "")
+        + " GROUP BY state, reason ORDER BY state, reason"
+    )
+    bounds = (low, high) if prefix else ()
+    return [Count(*row) for row in db.execute(query, (folder, *bounds))]
+
+
+def forget(db: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """Remove the rows and their references; nothing is kept of them."""
+    keys = [(file,) for file in ids]
+    db.executemany("DELETE FROM file_bundles WHERE file=?", keys)
+    db.executemany("DELETE FROM manifests WHERE file=?", keys)
+    db.executemany("DELETE FROM files WHERE id=?", keys)
+
+
+# History
+
+
+def keep_version(db: sqlite3.Connection, file: int, why: str, now_ms: int) -> int | None:
+    """Copy the current version and its references into the history; None when it has none."""
+    row = db.execute(
+        "INSERT INTO history (folder, path, file_id, version, manifest, hash, file_size,"
+        " mtime_ns, ended_at, why) SELECT f.folder, f.path, f.file_id, f.version, m.raw, f.hash,"
+        " f.file_size, f.mtime_ns, ?, ? FROM files f JOIN manifests m ON m.file=f.id WHERE f.id=?"
+        " RETURNING id",
+        (now_ms, why, file),
+    ).fetchall()
+    if not row:
+        return None
+    entry = int(row[0][0])
+    db.execute(
+        "INSERT INTO history_bundles (history, bundle)"
+        " SELECT ?, bundle FROM file_bundles WHERE file=?",
+        (entry, file),
+    )
+    return entry
+
+
+def retire(db: sqlite3.Connection, file: int, version: bytes, now_ms: int) -> int | None:
+    """The file was deleted: its version goes to the history, the row marks the deletion."""
+    entry = keep_version(db, file, "deleted", now_ms)
+    db.execute("DELETE FROM file_bundles WHERE file=?", (file,))
+    db.execute("DELETE FROM manifests WHERE file=?", (file,))
+    db.execute(
+        "UPDATE files SET state='deleted', kind='deleted', reason='', version=?, hash=x'',"
+        " file_size=0, size=0, ino=0, mtime_ns=0, ctime_ns=0, stored_bytes=0, last_use=?,"
+        " pinned=0, target=x'', manifest_ref=x'' WHERE id=?",
+        (version, now_ms, file),
+    )
+    return entry
+
+
+def history(db: sqlite3.Connection, folder: int, path: bytes) -> list[HistoryRow]:
+    """Earlier versions of a path, the newest first."""
+    query = (
+        f"SELECT {_HISTORY} FROM history WHERE folder=? AND path=? ORDER BY ended_at DESC, id DESC"
+    )
+    return [HistoryRow(*row) for row in db.execute(query, (folder, path))]
+
+
+def deleted_beneath(
+    db: sqlite3.Connection, folder: int, prefix: bytes = b"", limit: int = PAGE
+) -> list[HistoryRow]:
+    """The last version of each deleted path beneath a directory, the newest deletion first."""
+    low, high = below(prefix)
+    query = (
+        f"SELECT {_HISTORY}, max(ended_at) FROM history WHERE folder=? AND path>=? AND path<?"
+        " AND why='deleted' AND path IN (SELECT path FROM files WHERE folder=? AND state='deleted')"
+        " GROUP BY path ORDER BY ended_at DESC LIMIT ?"
+    )
+    found = db.execute(query, (folder, low, high, folder, limit))
+    return [HistoryRow(*row[:-1]) for row in found]
+
+
+def undelete(db: sqlite3.Connection, entry: int, version: bytes, on_disk: Identity) -> int | None:
+    """Bring a version of the history back as the placeholder that now lies at `on_disk.path`.
+
+    None when the entry is gone, or when the path has another file by now.
+    """
+    query = f"SELECT {_HISTORY} FROM history WHERE id=?"
+    found = db.execute(query, (entry,)).fetchone()
+    if found is None:
+        return None
+    old = HistoryRow(*found)
+    there = get(db, old.folder, on_disk.path)
+    if there is not None and there.state != State.DELETED:
+        return None
+    row = FileRow(
+        folder=old.folder,
+        path=on_disk.path,
+        state=State.PLACEHOLDER,
+        file_id=old.file_id,
+        version=version,
+        hash=old.hash,
+        file_size=old.file_size,
+        size=on_disk.size,
+        ino=on_disk.ino,
+        mtime_ns=on_disk.mtime_ns,
+        ctime_ns=on_disk.ctime_ns,
+        replaced_before=1,
+    )
+    (file,) = upsert_many(db, [row], [old.manifest])
+    db.execute("DELETE FROM file_bundles WHERE file=?", (file,))
+    db.execute(
+        "INSERT INTO file_bundles (file, bundle)"
+        " SELECT ?, bundle FROM history_bundles WHERE history=?",
+        (file, entry),
+    )
+    drop_history(db, [entry])
+    return file
+
+
+def history_before(db: sqlite3.Connection, ended_before_ms: int, limit: int = PAGE) -> list[int]:
+    query = "SELECT id FROM history WHERE ended_at<? ORDER BY ended_at LIMIT ?"
+    return [entry for (entry,) in db.execute(query, (ended_before_ms, limit))]
+
+
+def drop_history(db: sqlite3.Connection, entries: Sequence[int]) -> None:
+    keys = [(entry,) for entry in entries]
+    db.executemany("DELETE FROM history_bundles WHERE history=?", keys)
+    db.executemany("DELETE FROM history WHERE id=?", keys)
