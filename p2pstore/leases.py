@@ -163,7 +163,7 @@ class LeaseKeeper:
 
     def held(self, fd: int) -> bool:
         """Whether the lease is whole: false from the moment on when a writer waits."""
-        return fd in self._held and syscalls.has_lease(fd)
+        return fd in self._held and _is_whole(fd)
 
     def release(self, fd: int) -> None:
         """Let go; whoever waits for the file goes on. Nothing happens when it is not held."""
