@@ -1,7 +1,8 @@
 """How structures become bytes and back, and how bytes are signed.
 
-Every structure is MessagePack, an array in the order of its fields, encoded with sorted maps
-(`deterministic`), so that equal values have equal bytes. A decoder takes arrays that are longer
+Every structure is MessagePack, an array in the order of its fields, so that equal values have
+equal bytes. The only maps are version vectors; those that encode one sort it before (msgspec sorts
+maps with text keys only). A decoder takes arrays that are longer
 than it knows: a later version may add fields behind.
 
 A signature is Ed25519 over  context, one zero byte, payload  where payload is the encoded
@@ -26,7 +27,7 @@ T = TypeVar("T")
 MAX_INT = (1 << 63) - 1  # what SQLite and file systems can hold
 MAX_CHAIN = 1024  # a credential is two or three certificates of about 200 bytes
 
-encode = msgspec.msgpack.Encoder(order="deterministic").encode
+encode = msgspec.msgpack.Encoder().encode
 
 
 def decode(decoder: msgspec.msgpack.Decoder[T], raw: bytes, limit: int, what: str) -> T:

@@ -14,7 +14,7 @@ versions share all but a few chunks. It is read and written as a stream.
     kind     "file": bundle and entry say where its manifest (a whole `.f`) lies
              "link": target is what the symlink says, never followed
              "deleted": what was here is gone; bundle and entry may name its last manifest
-    version  {NodeId: counter}
+    version  a version vector (version.py)
 
     Head       = [folder id (16), device (NodeId), incarnation, seq, manifest]
                  manifest = the whole sealed `.f` of the index, its name is the folder's
@@ -47,7 +47,8 @@ from p2pstore.content.codec import (
     verify,
 )
 from p2pstore.content.filemeta import MAX_PATH, safe_path
-from p2pstore.content.manifest import MAX_READ, VersionVector
+from p2pstore.content.manifest import MAX_READ
+from p2pstore.content.version import VersionVector, check_version, sorted_version
 from p2pstore.errors import FormatError, IntegrityError, LocalProtocolError
 from p2pstore.ids import Bytes64, FileId, FolderId, NodeId, PublicKey, node_id_of
 
@@ -99,6 +100,7 @@ _SIGNED = msgspec.msgpack.Decoder(SignedHead)
 def check_line(line: IndexLine) -> None:
     """FormatError unless the parts of a line fit each other."""
     safe_path(line.path)
+    check_version(line.version)
     if (line.ref is None) != (line.entry is None) or (line.kind == "file" and line.ref is None):
         raise FormatError("an index line that does not say where its manifest lies")
     if line.entry is not None and line.entry.table:
@@ -115,6 +117,8 @@ def encode_lines(lines: Iterable[IndexLine]) -> Iterator[bytes]:
         check_line(line)
         if line.path <= last:
             raise LocalProtocolError("index lines that do not ascend by path")
+        if len(line.version) > 1:
+            line = msgspec.structs.replace(line, version=sorted_version(line.version))
         raw = encode(line)
         if len(raw) > MAX_LINE:
             raise LocalProtocolError("an index line that is too long")

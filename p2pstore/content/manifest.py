@@ -15,7 +15,7 @@ and nothing behind it.
                certificates, judged by `keys`
     Manifest = [file id (16), version, parent, FileMeta, hash (32), ChunkList, group (32), kind]
 
-    version  {NodeId: counter}: how often each device wrote the file; at most 32 devices
+    version  a version vector (version.py): how often each device wrote the file
     parent   `manifest_hash` of the manifest that this one follows, or empty
     hash     BLAKE3-256 of the whole file, holes read as zeros
     chunks   the data between the holes, one after another
@@ -48,7 +48,6 @@ from nacl.signing import SigningKey
 from p2pstore.content.chunklist import INLINE_ENTRIES, ChunkList, Store, check_list, spill
 from p2pstore.content.codec import (
     MAX_CHAIN,
-    MAX_INT,
     decode,
     encode,
     public_key_of,
@@ -63,8 +62,9 @@ from p2pstore.content.filemeta import (
     with_extra,
 )
 from p2pstore.content.secrets import EpochKeys, Keyring
+from p2pstore.content.version import VersionVector, check_version, sorted_version
 from p2pstore.errors import FormatError, IntegrityError, LocalProtocolError
-from p2pstore.ids import Bytes32, Bytes64, Epoch, FileId, GroupId, NodeId, PublicKey
+from p2pstore.ids import Bytes32, Bytes64, Epoch, FileId, GroupId, PublicKey
 
 MAGIC = b"p2pstore placeholder, format "
 FIRST_LINE = MAGIC + b"1\n"
@@ -72,7 +72,6 @@ MAX_READ = 16 * 1024
 MAX_SIZE = 4 * 1024
 MAX_TEXT = 1024
 MAX_SHOWN = 120  # characters of the name in the text
-MAX_DEVICES = 32  # in a version vector: with more the worst `.f` would not fit 4 KiB
 
 MANIFEST_CONTEXT = b"p2pstore 2026 manifest"
 
@@ -80,9 +79,6 @@ _FIXED = struct.Struct(">BB8s24sH")  # the zero byte, version, epoch, nonce, len
 _VERSION = 1
 _MAC = 16
 _ENVELOPE_OVERHEAD = 1 + 3 + 34 + 3 + 66  # array, payload head, signer, chain head, signature
-
-Counter = Annotated[int, msgspec.Meta(gt=0, le=MAX_INT)]
-VersionVector = Annotated[dict[NodeId, Counter], msgspec.Meta(max_length=MAX_DEVICES)]
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
@@ -133,7 +129,7 @@ def seal_manifest(
     check_manifest(manifest)
     if len(chain) > MAX_CHAIN:
         raise LocalProtocolError("the credential is too long for a placeholder")
-    payload = encode(manifest)
+    payload = encode(_with_sorted_version(manifest))
     signature = sign(MANIFEST_CONTEXT, payload, signer)
     envelope = encode(_Envelope(payload, public_key_of(signer), chain, signature))
     length = len(envelope) + _MAC
@@ -143,6 +139,12 @@ def seal_manifest(
     if len(raw) > MAX_SIZE:
         raise LocalProtocolError(f"a placeholder of {len(raw)} bytes: call `fit` before sealing")
     return raw
+
+
+def _with_sorted_version(manifest: Manifest) -> Manifest:
+    if len(manifest.version) < 2:
+        return manifest
+    return msgspec.structs.replace(manifest, version=sorted_version(manifest.version))
 
 
 def open_manifest(raw: bytes, ring: Keyring) -> Opened:
@@ -190,8 +192,7 @@ def check_manifest(manifest: Manifest) -> None:
     check_list(manifest.chunks)
     if len(manifest.chunks.entries) > INLINE_ENTRIES:
         raise FormatError("a manifest with too many chunks inline")
-    if len(manifest.version) > MAX_DEVICES:
-        raise FormatError("a manifest with too many devices in its version")
+    check_version(manifest.version)
     if len(manifest.parent) not in (0, 32):
         raise FormatError("a manifest whose parent is no hash")
     meta = manifest.meta
@@ -221,10 +222,13 @@ def fit(manifest: Manifest, chain: bytes, store: Store) -> Manifest:
     """The same, with what does not fit 4 KiB given to `store` as blocks of the meta bundle."""
     if needs_extra(manifest.meta):
         manifest = _spill_extra(manifest, store)
-    if not fits_inline(manifest, chain) and manifest.chunks.entries:
+    if fits_inline(manifest, chain):
+        return manifest
+    if manifest.chunks.entries:
         chunks = spill(manifest.chunks, store)
         manifest = msgspec.structs.replace(manifest, chunks=chunks)
-    if not fits_inline(manifest, chain) and (manifest.meta.xattrs or manifest.meta.holes):
+    has_extra = manifest.meta.xattrs or manifest.meta.holes
+    if has_extra and not fits_inline(manifest, chain):
         manifest = _spill_extra(manifest, store)
     return manifest
 
