@@ -182,7 +182,7 @@ def insert_dedup(db: sqlite3.Connection, rows: Iterable[DedupRow]) -> None:
     db.executemany(
         "INSERT OR REPLACE INTO dedup (key, bundle, idx, block_id, block_key, offset, length)"
         " VALUES (?,?,?,?,?,?,?)",
-        rows,
+        sorted(rows),  # neighbours in the index are written together
     )
 
 
@@ -256,15 +256,14 @@ def roots_with(db: sqlite3.Connection, prefix: str) -> list[str]:
 
 
 def set_file_bundles(
-    db: sqlite3.Connection, references: Iterable[tuple[int, Iterable[int]]]
+    db: sqlite3.Connection, references: Sequence[tuple[int, Iterable[int]]]
 ) -> None:
     """The current version of each file needs these bundles, and no others."""
-    pairs = [(file, tuple(bundles)) for file, bundles in references]
-    db.executemany("DELETE FROM file_bundles WHERE file=?", [(file,) for file, _ in pairs])
-    db.executemany(
-        "INSERT OR REPLACE INTO file_bundles (file, bundle) VALUES (?,?)",
-        [(file, bundle) for file, bundles in pairs for bundle in bundles],
-    )
+    wanted = {(file, bundle) for file, bundles in references for bundle in bundles}
+    files = [file for file, _ in references]
+    there = set(rows_in(db, "SELECT file, bundle FROM file_bundles WHERE file IN ({keys})", files))
+    db.executemany("DELETE FROM file_bundles WHERE file=? AND bundle=?", there - wanted)
+    db.executemany("INSERT INTO file_bundles (file, bundle) VALUES (?,?)", sorted(wanted - there))
 
 
 def bundles_of_file(db: sqlite3.Connection, file: int) -> list[BundleRow]:

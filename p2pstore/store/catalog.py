@@ -42,8 +42,9 @@ Row = tuple[Any, ...]
 QUEUE_LIMIT: Final = 4096  # changes that wait; the one who brings more waits too
 GROUP_LIMIT: Final = 256  # changes that share a commit; bounds what a power cut takes back
 READERS_KEPT: Final = 8  # idle read connections, about 0.3 MB each
-WAL_IDLE_BYTES: Final = 4 << 20  # checkpoint in a quiet moment above this
-WAL_FULL_BYTES: Final = 64 << 20  # ... and at once above this
+QUIET_S: Final = 1.0  # without changes: a moment for a checkpoint
+WAL_IDLE_BYTES: Final = 1 << 20  # ... when the log is longer than this
+WAL_FULL_BYTES: Final = 64 << 20  # checkpoint at once above this
 
 
 class CatalogDamaged(IntegrityError):
@@ -53,6 +54,9 @@ class CatalogDamaged(IntegrityError):
 class CatalogFailed(Unavailable):
     """The disk failed under the catalog; nothing is written until a restart has checked it."""
 
+
+_UNDO: Final = ("ROLLBACK TO change", "RELEASE change")
+_UNDO_FIRST: Final = ("ROLLBACK", "BEGIN IMMEDIATE")
 
 _Job = tuple[Callable[[sqlite3.Connection], Any], Future[Any]]
 
@@ -191,14 +195,20 @@ class Catalog:
     # Writing: everything below runs in the writer's thread
 
     def _run(self) -> None:
-        ended = False
+        ended = unsettled = False
         while not ended:
-            first = self._jobs.get()
+            try:
+                first = self._jobs.get(timeout=QUIET_S if unsettled else None)
+            except queue.Empty:
+                unsettled = False
+                self._checkpoint(WAL_IDLE_BYTES)
+                continue
             if first is None:
                 break
             ended = self._commit_group(first)
             del first  # a finished change must not keep its rows alive while we wait
-            self._checkpoint(WAL_IDLE_BYTES if self._jobs.empty() else WAL_FULL_BYTES)
+            unsettled = True
+            self._checkpoint(WAL_FULL_BYTES)
         self._checkpoint(0)
 
     def _commit_group(self, first: _Job) -> bool:
@@ -215,7 +225,7 @@ class Catalog:
             while job is not None:
                 change, future = job
                 if future.set_running_or_notify_cancel():
-                    answer, error = self._run_one(change)
+                    answer, error = self._run_one(change, is_first=not done)
                     if error is None:
                         done.append((future, answer))
                     else:
@@ -252,17 +262,20 @@ class Catalog:
         return None
 
     def _run_one(
-        self, change: Callable[[sqlite3.Connection], Any]
+        self, change: Callable[[sqlite3.Connection], Any], *, is_first: bool
     ) -> tuple[Any, BaseException | None]:
+        # The first needs no savepoint, which would copy each page that it touches.
         db = self._db
-        db.execute("SAVEPOINT change")
+        if not is_first:
+            db.execute("SAVEPOINT change")
         try:
             answer = change(db)
-            db.execute("RELEASE change")
+            if not is_first:
+                db.execute("RELEASE change")
         except BaseException as exc:  # handed to the caller through its future
             if db.in_transaction:
-                db.execute("ROLLBACK TO change")
-                db.execute("RELEASE change")
+                for statement in _UNDO_FIRST if is_first else _UNDO:
+                    db.execute(statement)
             return None, self._judge(exc)
         return answer, None
 
@@ -328,6 +341,8 @@ def _prepare(db: sqlite3.Connection, path: Path, *, check: bool) -> bool:
         found = [text for (text,) in db.execute("PRAGMA quick_check(1)") if text != "ok"]
         if found:
             raise CatalogDamaged(f"{path} is damaged: {found[0]}")
+    if not version:
+        db.execute("PRAGMA page_size=8192")  # a third fewer seconds per commit than with 4096
     if (mode := db.execute("PRAGMA journal_mode=WAL").fetchone()[0]) != "wal":
         raise Unavailable(f"{path} lies on a file system without a write-ahead log ({mode}).")
     db.execute("PRAGMA synchronous=FULL")

@@ -70,6 +70,10 @@ class Identity(NamedTuple):
     id: int
 
 
+# The same as a plain tuple: a NamedTuple for each of 100,000 rows costs more than reading them.
+IdentityRow = tuple[bytes, int, int, int, int, str, int]
+
+
 class Count(NamedTuple):
     state: str
     reason: str
@@ -94,33 +98,52 @@ class HistoryRow(NamedTuple):
 
 _FIELDS = FileRow._fields[:-1]
 _COLUMNS = ", ".join(FileRow._fields)
-_UPSERT = (
-    f"INSERT INTO files ({', '.join(_FIELDS)}) VALUES ({','.join('?' * len(_FIELDS))})"
-    " ON CONFLICT (folder, path) DO UPDATE SET "
-    + ", ".join(f"{name}=excluded.{name}" for name in _FIELDS[2:])
-    + " RETURNING id"
-)
+_INSERT = f"INSERT INTO files ({_COLUMNS}) VALUES ({','.join('?' * len(FileRow._fields))})"
+_UPDATE = f"UPDATE files SET {', '.join(f'{name}=?' for name in _FIELDS)} WHERE id=?"
 _IDENTITY = "path, ino, size, mtime_ns, ctime_ns, state, id"
 _HISTORY = ", ".join(HistoryRow._fields)
 
 
 def upsert_many(
-    db: sqlite3.Connection, rows: Iterable[FileRow], manifests: Sequence[bytes] | None = None
+    db: sqlite3.Connection, rows: Sequence[FileRow], manifests: Sequence[bytes] | None = None
 ) -> list[int]:
     """Write the rows whole, by folder and path; their ids, in order.
 
-    `manifests`, when given, holds one for each row; b"" leaves what is stored.
+    Each path comes at most once. `manifests`, when given, holds one for each row; b"" leaves
+    what is stored.
     """
+    # Ids are chosen here, because a RETURNING for each row costs as much as the row itself.
+    known = _known_ids(db, rows)
+    free = db.execute("SELECT coalesce(max(id), 0) FROM files").fetchone()[0] + 1
     ids: list[int] = []
+    new: list[tuple[object, ...]] = []
+    changed: list[tuple[object, ...]] = []
     for row in rows:
-        ((number,),) = db.execute(_UPSERT, row[:-1]).fetchall()
+        number = known.get(row[:2])
+        if number is None:
+            number, free = free, free + 1
+            new.append((*row[:-1], number))
+        else:
+            changed.append((*row[:-1], number))
         ids.append(number)
+    db.executemany(_INSERT, new)
+    db.executemany(_UPDATE, changed)
     if manifests is not None:
         db.executemany(
             "INSERT OR REPLACE INTO manifests (file, raw) VALUES (?,?)",
             [(number, raw) for number, raw in zip(ids, manifests, strict=True) if raw],
         )
     return ids
+
+
+def _known_ids(db: sqlite3.Connection, rows: Sequence[FileRow]) -> dict[tuple[int, bytes], int]:
+    known: dict[tuple[int, bytes], int] = {}
+    query = "SELECT path, id FROM files WHERE folder=? AND path IN ({keys})"
+    for folder in {row.folder for row in rows}:
+        paths = [row.path for row in rows if row.folder == folder]
+        for path, number in rows_in(db, query, paths, (folder,)):
+            known[(folder, path)] = number
+    return known
 
 
 def get(db: sqlite3.Connection, folder: int, path: bytes) -> FileRow | None:
@@ -188,16 +211,13 @@ def walk(
         after = rows[-1].path
 
 
-def identities(db: sqlite3.Connection, folder: int) -> list[Identity]:
-    """What a re-scan compares, in no order; deletions are left out."""
+def identities(db: sqlite3.Connection, folder: int) -> Iterator[IdentityRow]:
+    """What a re-scan compares, as plain tuples in no order; deletions are left out.
+
+    It reads while it is consumed: inside `Catalog.view`, to the end.
+    """
     query = f"SELECT {_IDENTITY} FROM files WHERE folder=? AND state<>'deleted'"
-    cursor = db.execute(query, (folder,))
-    cursor.row_factory = _identity
-    return cursor.fetchall()
-
-
-def _identity(_: sqlite3.Cursor, row: tuple[object, ...]) -> Identity:
-    return Identity._make(row)
+    return db.execute(query, (folder,))
 
 
 def identity(db: sqlite3.Connection, folder: int, path: bytes) -> Identity | None:

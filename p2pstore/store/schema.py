@@ -13,7 +13,9 @@ files           one row for each path that we know in a folder: a file, a link, 
 manifests       the sealed manifest of a file; apart from `files`, so that a walk over all
                 identities reads few pages
 bundles         the bundles of our group that we opened (own = 1) or know of
-dedup           keyed hash of a plain chunk -> where its block lies
+dedup           keyed hash of a plain chunk -> where its block lies; rows are appended and only
+                the narrow index is in the order of the (random) keys, which halves what a
+                commit writes
 file_bundles    which bundles the current version of a file needs
 history         earlier versions and deleted files; history_bundles is what they need
 roots           bundles that something else than a file keeps alive: an open ingest
@@ -67,7 +69,6 @@ CREATE TABLE files (
     manifest_ref    BLOB NOT NULL,
     UNIQUE (folder, path)
 );
-CREATE INDEX files_by_state ON files (state, folder);
 
 CREATE TABLE manifests (
     file INTEGER PRIMARY KEY REFERENCES files (id),
@@ -91,14 +92,15 @@ CREATE INDEX bundles_by_state ON bundles (state);
 CREATE INDEX bundles_by_tag ON bundles (tag);
 
 CREATE TABLE dedup (
-    key       BLOB PRIMARY KEY,
+    key       BLOB NOT NULL,
     bundle    INTEGER NOT NULL REFERENCES bundles (id),
     idx       INTEGER NOT NULL,
     block_id  BLOB NOT NULL,
     block_key BLOB NOT NULL,
     offset    INTEGER NOT NULL,
     length    INTEGER NOT NULL
-) WITHOUT ROWID;
+);
+CREATE UNIQUE INDEX dedup_by_key ON dedup (key);
 CREATE INDEX dedup_by_bundle ON dedup (bundle);
 
 CREATE TABLE file_bundles (
