@@ -41,12 +41,12 @@ _LEAF_MIN = 1024
 _LEAF_MASK = 1023
 
 
-class BundleRef(msgspec.Struct, frozen=True, array_like=True):
+class BundleRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     bundle_id: BundleId
     tag: Tag
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     block: BlockId
     table: Annotated[int, msgspec.Meta(ge=0, lt=LIST_ENTRIES)]
     key: Bytes32
@@ -68,7 +68,7 @@ class ChunkList(msgspec.Struct, frozen=True, array_like=True):
         return sum(self.spans) if self.depth else sum(entry.length for entry in self.entries)
 
 
-EMPTY = ChunkList(0, (), ())
+EMPTY_LIST = ChunkList(0, (), ())
 
 Store = Callable[[bytes], tuple[BundleRef, Entry]]
 """Seals an encoded list as a block of the meta bundle; says where it lies."""
@@ -106,7 +106,7 @@ def decode_list(raw: bytes) -> ChunkList:
     return chunks
 
 
-def spill(chunks: ChunkList, store: Store) -> ChunkList:
+def spill_list(chunks: ChunkList, store: Store) -> ChunkList:
     """A list of one entry that stands for `chunks`, which becomes a block."""
     if chunks.depth >= MAX_DEPTH or not chunks.entries:
         raise LocalProtocolError("a chunk list that cannot become a block")
@@ -182,7 +182,7 @@ class ListBuilder:
         self._add(depth + 1, ref, entry, chunks.size())
 
     def finish(self) -> ChunkList:
-        """The root: at most INLINE_ENTRIES entries. Still too long for a `.f`: `spill`."""
+        """The root: at most INLINE_ENTRIES entries. Still too long for a `.f`: `spill_list`."""
         depth = 0
         while depth < len(self._levels) - 1 or len(self._levels[depth].entries) > INLINE_ENTRIES:
             if self._levels[depth].entries:

@@ -24,7 +24,7 @@ and nothing behind it.
              "share": sealed under a share secret
 
 A placeholder is known by its first bytes, never by its suffix. At most 4 KiB are ever written,
-whatever the file: chunk lists, attributes and holes that do not fit become blocks (`fit`). At most
+whatever the file: chunk lists, attributes and holes that do not fit become blocks (`fit_manifest`). At most
 16 KiB are read: later versions may need more. The text is shown and authenticated but never parsed
 back; the name in it is cut to 120 characters and escaped, without control or bidi characters.
 """
@@ -45,7 +45,7 @@ from nacl.bindings import (
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey
 
-from p2pstore.content.chunklist import INLINE_ENTRIES, ChunkList, Store, check_list, spill
+from p2pstore.content.chunklist import INLINE_ENTRIES, ChunkList, Store, check_list, spill_list
 from p2pstore.content.codec import (
     MAX_CHAIN,
     decode,
@@ -123,7 +123,7 @@ def manifest_hash(raw: bytes) -> bytes:
 def seal_manifest(
     manifest: Manifest, keys: EpochKeys, signer: SigningKey, chain: bytes, nonce: bytes
 ) -> bytes:
-    """The whole `.f`; `nonce` is 24 fresh random bytes. What may not fit: `fit` it first."""
+    """The whole `.f`; `nonce` is 24 fresh random bytes. What may not fit: `fit_manifest` first."""
     if len(nonce) != 24:
         raise ValueError("a manifest needs a nonce of 24 bytes")
     check_manifest(manifest)
@@ -137,7 +137,9 @@ def seal_manifest(
     clear = text + _FIXED.pack(0, _VERSION, keys.epoch, nonce, length)
     raw = clear + _seal(envelope, clear, nonce, keys.manifest)
     if len(raw) > MAX_SIZE:
-        raise LocalProtocolError(f"a placeholder of {len(raw)} bytes: call `fit` before sealing")
+        raise LocalProtocolError(
+            f"a placeholder of {len(raw)} bytes: call `fit_manifest` before sealing"
+        )
     return raw
 
 
@@ -203,7 +205,7 @@ def check_manifest(manifest: Manifest) -> None:
         raise FormatError("a manifest whose chunks do not add up to its size")
 
 
-def complete(manifest: Manifest, extra: bytes) -> Manifest:
+def complete_manifest(manifest: Manifest, extra: bytes) -> Manifest:
     """With the attributes and holes from the payload of its extra block."""
     whole = msgspec.structs.replace(manifest, meta=with_extra(manifest.meta, extra))
     check_manifest(whole)
@@ -218,14 +220,14 @@ def fits_inline(manifest: Manifest, chain: bytes) -> bool:
     return len(_text(manifest.meta, MAX_TEXT)) + _FIXED.size + sealed <= MAX_SIZE
 
 
-def fit(manifest: Manifest, chain: bytes, store: Store) -> Manifest:
+def fit_manifest(manifest: Manifest, chain: bytes, store: Store) -> Manifest:
     """The same, with what does not fit 4 KiB given to `store` as blocks of the meta bundle."""
     if needs_extra(manifest.meta):
         manifest = _spill_extra(manifest, store)
     if fits_inline(manifest, chain):
         return manifest
     if manifest.chunks.entries:
-        chunks = spill(manifest.chunks, store)
+        chunks = spill_list(manifest.chunks, store)
         manifest = msgspec.structs.replace(manifest, chunks=chunks)
     has_extra = manifest.meta.xattrs or manifest.meta.holes
     if has_extra and not fits_inline(manifest, chain):
