@@ -1,0 +1,235 @@
+"""What all transports have in common: links, their number, the turn of the clock, the end.
+
+The limits on connections are kept here: at most `max_unidentified` links that have not said HELLO,
+`per_address` accepted ones of one address, `max_peers` in all; a device or friend that finds the
+house full takes the place of the stranger who has been here longest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol
+
+from nacl.signing import SigningKey
+
+from p2pstore.clock import Clock, SystemClock
+from p2pstore.errors import Busy, NotAllowed, PeerUnreachable
+from p2pstore.ids import NodeId, PublicKey, node_id_of
+from p2pstore.net.limits import Limits
+from p2pstore.net.link import STRANGER, Address, Link, Request
+from p2pstore.net.tasks import TaskOwner
+from p2pstore.wire import Hello, Side
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[None]]
+LinkWatcher = Callable[[Link, bool], None]
+
+
+class Transport(Protocol):
+    """How nodes reach each other. One contract suite runs on every implementation."""
+
+    handler: Handler
+    hello: Callable[[], Hello]
+
+    @property
+    def node_id(self) -> NodeId: ...
+
+    def links(self) -> list[Link]:
+        """The ready links."""
+
+    def watch(self, watcher: LinkWatcher) -> None:
+        """Call `watcher(link, True)` when a link becomes ready, with False when it ends."""
+
+    async def listen(self, host: str, port: int) -> Address:
+        """Accept connections; the bound address. PortInUse."""
+
+    async def dial(self, host: str, port: int, expect: NodeId | None = None) -> Link:
+        """A ready link. PeerUnreachable, WrongPeer, NotAllowed, RemoteProtocolError."""
+
+    async def close(self) -> None:
+        """End all links and listeners; no task is left."""
+
+
+async def refuse_all(request: Request) -> None:
+    raise NotAllowed("This node serves nothing.")
+
+
+def everybody_is_a_stranger(hello: Hello) -> str:
+    return STRANGER
+
+
+class Endpoint(ABC):
+    """Base of the transports."""
+
+    def __init__(
+        self,
+        identity: SigningKey,
+        *,
+        hello: Callable[[], Hello],
+        handler: Handler = refuse_all,
+        role_of: Callable[[Hello], str] = everybody_is_a_stranger,
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`role_of` names the role of a peer whose key TLS has proved; NotAllowed refuses it.
+
+        `handler` serves requests, each in its own task; it may be set later, before `listen`.
+        """
+        self.identity = identity
+        self.public_key = PublicKey(bytes(identity.verify_key))
+        self.node_id = node_id_of(self.public_key)
+        self.hello = hello
+        self.handler = handler
+        self.limits = limits or Limits()
+        self.clock: Clock = clock or SystemClock()
+        self.held_bytes = 0
+        self._role_of = role_of
+        self.tasks = TaskOwner()
+        self._links: set[Link] = set()
+        self._addresses: Counter[str] = Counter()
+        self._watchers: list[LinkWatcher] = []
+        self._keeper: asyncio.Task[Any] | None = None
+        self._closed = False
+
+    @abstractmethod
+    async def listen(self, host: str, port: int) -> Address: ...
+
+    @abstractmethod
+    async def _connect(self, link: Link, host: str, port: int) -> None:
+        """Make the connection for `link`; OSError, or a P2PStoreError."""
+
+    @abstractmethod
+    def peer_key(self, transport: Any) -> PublicKey: ...
+
+    # -- for the caller ----------------------------------------------------------------------
+
+    def links(self) -> list[Link]:
+        return [link for link in self._links if link.is_ready and not link.is_closed]
+
+    def watch(self, watcher: LinkWatcher) -> None:
+        self._watchers.append(watcher)
+
+    async def dial(self, host: str, port: int, expect: NodeId | None = None) -> Link:
+        if self._closed:
+            raise PeerUnreachable("The network was closed.")
+        if len(self._links) >= self.limits.max_peers + self.limits.max_unidentified:
+            raise Busy("Too many connections are open.")
+        self._keep()
+        link = Link(self, Side.DIALLED, (host, port), expect)
+        self._links.add(link)
+        try:
+            async with asyncio.timeout(self.limits.connect_s + self.limits.first_frame_s):
+                await self._connect(link, host, port)
+                await link.wait_ready()
+        except TimeoutError as exc:
+            error = PeerUnreachable(f"{link} does not answer.")
+            link.fail_to_connect(error)
+            raise error from exc
+        except OSError as exc:
+            error = PeerUnreachable(f"{link} cannot be reached ({exc.strerror or exc}).")
+            link.fail_to_connect(error)
+            raise error from exc
+        except BaseException:
+            if not link.is_closed:
+                link.fail_to_connect(PeerUnreachable(f"The dialling of {link} was given up."))
+            raise
+        return link
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self.tasks.close()
+        await self._stop_listening()
+        await asyncio.gather(*(link.close() for link in list(self._links)))
+
+    async def _stop_listening(self) -> None:
+        return None
+
+    # -- for links ---------------------------------------------------------------------------
+
+    def role_of(self, hello: Hello) -> str:
+        return self._role_of(hello)
+
+    def joined(self, link: Link) -> None:
+        ready = self.links()
+        if len(ready) >= self.limits.max_peers:
+            self._make_place(link, ready)
+        self._tell(link, True, soon=True)
+
+    def _make_place(self, link: Link, ready: Iterable[Link]) -> None:
+        strangers = [other for other in ready if other.role == STRANGER]
+        if link.role == STRANGER or not strangers:
+            raise Busy("This node has as many connections as it can serve.")
+        min(strangers, key=lambda other: other.connected_at).abort()
+
+    def ended(self, link: Link) -> None:
+        if link.is_ready:
+            self._tell(link, False, soon=False)
+
+    def gone(self, link: Link) -> None:
+        self._links.discard(link)
+        if not link.is_dialled:
+            self._addresses[link.address[0]] -= 1
+            if not self._addresses[link.address[0]]:
+                del self._addresses[link.address[0]]
+
+    def _tell(self, link: Link, is_up: bool, *, soon: bool) -> None:
+        if soon:
+            # The link becomes ready when the caller of `joined` returns.
+            asyncio.get_running_loop().call_soon(self._tell_up, link)
+            return
+        for watcher in self._watchers:
+            watcher(link, is_up)
+
+    def _tell_up(self, link: Link) -> None:
+        if not link.is_closed:
+            self._tell(link, True, soon=False)
+
+    # -- for the transports ------------------------------------------------------------------
+
+    def _accept(self, address: Address) -> Link | None:
+        """A link for a connection from there, or None when it is one too many."""
+        unidentified = sum(not link.is_ready for link in self._links)
+        allowed = self.limits.per_loopback if _is_loopback(address[0]) else self.limits.per_address
+        if (
+            self._closed
+            or unidentified >= self.limits.max_unidentified
+            or len(self._links) >= self.limits.max_peers + self.limits.max_unidentified
+            or self._addresses[address[0]] >= allowed
+        ):
+            log.debug("Refused a connection from %s: too many.", address[0])
+            return None
+        self._keep()
+        link = Link(self, Side.ACCEPTED, address)
+        self._links.add(link)
+        self._addresses[address[0]] += 1
+        return link
+
+    def _keep(self) -> None:
+        if self._keeper is None:
+            self._keeper = self.tasks.start(self._check_for_ever())
+
+    async def _check_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.limits.check_every_s)
+            self.check()
+
+    def check(self) -> None:
+        """Look after all links once; happens by itself every `check_every_s`."""
+        now = self.clock.monotonic()
+        for link in list(self._links):
+            link.check(now)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
