@@ -1,0 +1,45 @@
+"""Placement: the only part that creates, renames or removes anything in a user's folder."""
+
+from p2pstore.placement.arrive import Arrival, Landed, Landing, arrive, finish
+from p2pstore.placement.claim import Claim, Identity, Phase, Turned, claim
+from p2pstore.placement.replace import (
+    SUFFIX,
+    Placing,
+    Replaced,
+    put_back,
+    replace,
+    to_trash,
+    trash_path,
+)
+from p2pstore.placement.root import OWN, TRASH, Directories, Root, free_name, read_placeholder
+from p2pstore.placement.trash import Doomed, Fate, discard, listing
+
+__all__ = [
+    "OWN",
+    "SUFFIX",
+    "TRASH",
+    "Arrival",
+    "Claim",
+    "Directories",
+    "Doomed",
+    "Fate",
+    "Identity",
+    "Landed",
+    "Landing",
+    "Phase",
+    "Placing",
+    "Replaced",
+    "Root",
+    "Turned",
+    "arrive",
+    "claim",
+    "discard",
+    "finish",
+    "free_name",
+    "listing",
+    "put_back",
+    "read_placeholder",
+    "replace",
+    "to_trash",
+    "trash_path",
+]

@@ -1,0 +1,250 @@
+"""HYDRATE on disk, steps 3 to 6 of SAFETY section 4: complete, verified content gets a name.
+
+`arrive` places many small files with shared syncs; `Arrival` takes one large file window by window.
+Content exists without a name until it is whole, and is linked, never renamed over anything. The
+placeholder goes to trash last. A crash before the link leaves the `.f` alone; after it, both, and
+the open journal row says that the original came from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from p2pstore.content import FileMeta, looks_like_manifest
+from p2pstore.errors import NoRoom, Unavailable
+from p2pstore.placement.claim import Identity
+from p2pstore.placement.replace import to_trash, trash_path, unnamed
+from p2pstore.placement.root import (
+    TEMPORARY,
+    Directories,
+    Root,
+    free_name,
+    read_placeholder,
+)
+from p2pstore.syscalls import link_fd, rename_exchange, rename_noreplace, reserve
+
+SAFE_MODE = 0o1777  # setuid and setgid never come back by themselves
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where one file comes back."""
+
+    path: bytes  # the name it gets, unless that is taken
+    placeholder: bytes  # the `.f` (or a placeholder of another name) that it comes from
+    meta: FileMeta  # with xattrs and holes filled in
+    batch: str  # the trash batch that takes the placeholder
+
+
+class Landed(NamedTuple):
+    path: bytes  # the name that it got
+    identity: Identity
+    trashed: bytes  # the placeholder's name in the batch's trash
+
+
+class Arrival:
+    """One file that comes back; not thread-safe, each call may block on the disk."""
+
+    def __init__(self, root: Root, landing: Landing) -> None:
+        self._root = root
+        self._landing = landing
+        self._temporary: bytes | None = None
+        self._fd = -1
+
+    def begin(self) -> None:
+        """Reserve the room; NoRoom before the first byte is written."""
+        landing = self._landing
+        with Directories(self._root) as directories:
+            directory, _ = directories.made_parent(landing.path)
+            try:
+                self._fd = unnamed(directory, 0o600)
+            except OSError as exc:
+                if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                    raise
+                self._fd = self._named(directories)
+        try:
+            self._reserve()
+        except OSError as exc:
+            self.abort()
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoRoom(
+                    f"{os.fsdecode(landing.path)} needs {landing.meta.size} bytes on its disk; "
+                    "there is less room."
+                ) from exc
+            raise
+
+    def _reserve(self) -> None:
+        size = self._landing.meta.size
+        os.ftruncate(self._fd, size)
+        if size and not self._landing.meta.holes:
+            try:
+                reserve(self._fd, 0, size)
+            except OSError as exc:
+                # A file system without fallocate: writes will say when there is no room.
+                if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+
+    def _named(self, directories: Directories) -> int:
+        """Without O_TMPFILE: a file in our own directory, moved into place when it is whole."""
+        directory = directories.make(TEMPORARY)
+        name = b"%s-%s" % (self._landing.batch.encode(), os.urandom(8).hex().encode())
+        fd = os.open(
+            name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory
+        )
+        self._temporary = TEMPORARY + b"/" + name
+        return fd
+
+    def write(self, pieces: Iterable[tuple[int, bytes | memoryview]]) -> None:
+        """(offset in the file, bytes) in any order."""
+        for offset, piece in pieces:
+            view = memoryview(piece)
+            while view:
+                done = os.pwrite(self._fd, view, offset)
+                view, offset = view[done:], offset + done
+
+    def settle(self, *, sync: bool = True) -> None:
+        """Content is whole: metadata, times last, fsync."""
+        meta, fd = self._landing.meta, self._fd
+        if os.geteuid() == 0:
+            os.fchown(fd, meta.uid, meta.gid)
+        os.fchmod(fd, meta.mode & SAFE_MODE)
+        for name, value in meta.xattrs:
+            with contextlib.suppress(OSError):  # another file system may not know the attribute
+                os.setxattr(fd, name, value)
+        os.utime(fd, ns=(meta.mtime_ns, meta.mtime_ns))
+        if sync:
+            os.fsync(fd)
+
+    def name(self, directories: Directories) -> tuple[bytes, Identity]:
+        """Give it its name; a taken one is never touched, a free one beside it is used."""
+        landing = self._landing
+        directory, name = directories.made_parent(landing.path)
+        if landing.path == landing.placeholder:
+            return self._exchange(directories, directory, name)
+        wanted = name
+        while True:
+            try:
+                self._link(directories, directory, wanted)
+                break
+            except FileExistsError:
+                wanted = free_name(directory, name, b"hydrated")
+        parent = landing.path.rpartition(b"/")[0]
+        return (parent + b"/" + wanted if parent else wanted), Identity.of(os.fstat(self._fd))
+
+    def _link(self, directories: Directories, directory: int, name: bytes) -> None:
+        if self._temporary is None:
+            link_fd(self._fd, directory, name)
+            return
+        own, temporary = directories.parent(self._temporary)
+        try:
+            rename_noreplace(own, temporary, directory, name)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            os.link(temporary, name, src_dir_fd=own, dst_dir_fd=directory, follow_symlinks=False)
+            os.unlink(temporary, dir_fd=own)
+        self._temporary = None
+
+    def _exchange(
+        self, directories: Directories, directory: int, name: bytes
+    ) -> tuple[bytes, Identity]:
+        """A placeholder that bears the original's own name: the two change places at once.
+
+        What comes out is looked at: were it not the placeholder, it would go straight back.
+        """
+        own = directories.make(TEMPORARY)
+        temporary = b"%s-%s" % (self._landing.batch.encode(), os.urandom(8).hex().encode())
+        before = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        self._link(directories, own, temporary)
+        rename_exchange(own, temporary, directory, name)
+        came_out = os.stat(temporary, dir_fd=own, follow_symlinks=False)
+        if Identity.of(came_out)[:3] != Identity.of(before)[:3] or not self._is_ours(
+            own, temporary
+        ):
+            rename_exchange(own, temporary, directory, name)
+            os.unlink(temporary, dir_fd=own)
+            raise Unavailable(f"{os.fsdecode(name)} was changed while it was brought back.")
+        trash, last = directories.made_parent(
+            trash_path(self._landing.batch, self._landing.placeholder)
+        )
+        rename_noreplace(directories.get(TEMPORARY), temporary, trash, last)
+        return self._landing.path, Identity.of(os.fstat(self._fd))
+
+    @staticmethod
+    def _is_ours(directory: int, name: bytes) -> bool:
+        return looks_like_manifest(read_placeholder(directory, name, 512))
+
+    def abort(self) -> None:
+        """Forget it; nothing of it has a name in the user's tree."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._temporary is not None:
+            with contextlib.suppress(FileNotFoundError), Directories(self._root) as directories:
+                own, temporary = directories.parent(self._temporary)
+                os.unlink(temporary, dir_fd=own)
+            self._temporary = None
+
+    def close(self) -> None:
+        self.abort()
+
+
+def finish(root: Root, arrivals: Sequence[Arrival], *, synced: bool) -> list[Landed]:
+    """Name each, sync once, then take the placeholders away, sync again."""
+    landed: list[Landed] = []
+    with Directories(root) as directories:
+        if not synced:
+            root.sync()
+        named = [(arrival, *arrival.name(directories)) for arrival in arrivals]
+        root.sync()
+        for arrival, path, identity in named:
+            landing = arrival._landing
+            trashed = landing.placeholder.rpartition(b"/")[2]
+            if landing.path != landing.placeholder:
+                with contextlib.suppress(FileNotFoundError):  # its owner was quicker
+                    trashed = to_trash(root, directories, landing.batch, landing.placeholder)
+            landed.append(Landed(path, identity, trashed))
+        root.sync()
+    return landed
+
+
+def arrive(root: Root, files: Sequence[tuple[Landing, bytes]]) -> list[Landed | OSError | NoRoom]:
+    """Small files whose whole content is at hand and verified: three syncs for all of them."""
+    results: list[Landed | OSError | NoRoom | None] = [None] * len(files)
+    arrivals: list[tuple[int, Arrival]] = []
+    try:
+        for position, (landing, content) in enumerate(files):
+            arrival = Arrival(root, landing)
+            try:
+                arrival.begin()
+                arrivals.append((position, arrival))
+                arrival.write(_segments(landing.meta, content))
+                arrival.settle(sync=False)
+            except (OSError, NoRoom) as exc:
+                results[position] = exc
+                if arrivals and arrivals[-1][1] is arrival:
+                    arrivals.pop()
+                arrival.abort()
+        landed = finish(root, [arrival for _, arrival in arrivals], synced=False)
+        for (position, _), result in zip(arrivals, landed, strict=True):
+            results[position] = result
+    finally:
+        for _, arrival in arrivals:
+            arrival.close()
+    return [result for result in results if result is not None]
+
+
+def _segments(meta: FileMeta, content: bytes) -> Iterable[tuple[int, memoryview]]:
+    """The content without what lies in holes."""
+    view, at = memoryview(content), 0
+    for offset, length in meta.holes:
+        if offset > at:
+            yield at, view[at:offset]
+        at = offset + length
+    if at < len(content):
+        yield at, view[at:]

@@ -1,0 +1,161 @@
+"""A watched folder on disk: every path of a user's is opened beneath its root, following no link.
+
+    ROOT/.p2pstore/folder            the folder's id in hex: the marker by which the root is known
+    ROOT/.p2pstore/trash/BATCH/PATH  what replace and hydrate took away, where it was
+    ROOT/.p2pstore/tmp/              incomplete files, where the file system has no O_TMPFILE
+
+Paths are bytes, relative to the root. Nothing outside the root can be named (openat2 with
+RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS), whatever stands in a manifest or changes meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections import OrderedDict
+from pathlib import Path
+from types import TracebackType
+
+from p2pstore.durable import replace_file, sync_directory
+from p2pstore.errors import Unavailable
+from p2pstore.ids import FolderId
+from p2pstore.syscalls import open_beneath, syncfs
+
+OWN = b".p2pstore"
+TRASH = OWN + b"/trash"
+TEMPORARY = OWN + b"/tmp"
+OPEN_DIRECTORIES = 128  # descriptors of parents kept while a batch runs
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Root:
+    """The root of one watched folder, held open: a folder moved away or unmounted is noticed."""
+
+    def __init__(self, path: Path, folder_id: FolderId) -> None:
+        self.path = path
+        self.folder_id = folder_id
+        try:
+            self.fd = os.open(path, _DIRECTORY | os.O_NOFOLLOW)
+        except OSError as exc:
+            raise Unavailable(f"{path} cannot be opened ({exc.strerror}).") from exc
+
+    @staticmethod
+    def mark(path: Path, folder_id: FolderId) -> None:
+        """Make `path` a watched root: write its marker and the directories of ours."""
+        own = path / os.fsdecode(OWN)
+        own.mkdir(mode=0o700, exist_ok=True)
+        replace_file(own / "folder", folder_id.hex().encode() + b"\n", mode=0o644)
+        for name in ("trash", "tmp"):
+            (own / name).mkdir(mode=0o700, exist_ok=True)
+        sync_directory(own)
+        sync_directory(path)
+
+    @staticmethod
+    def marker(path: Path) -> str | None:
+        """The folder id in hex that stands in `path`'s marker; None without one."""
+        try:
+            with open(path / os.fsdecode(OWN) / "folder", "rb") as file:
+                return file.read(64).decode("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def is_present(self) -> bool:
+        """Whether the path still leads to the very root that was opened, with our marker."""
+        try:
+            there, here = os.stat(self.path, follow_symlinks=False), os.fstat(self.fd)
+        except OSError:
+            return False
+        same = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+        return same and self.marker(self.path) == self.folder_id.hex()
+
+    def open(self, path: bytes, flags: int, mode: int = 0) -> int:
+        return open_beneath(self.fd, path, flags | os.O_CLOEXEC, mode)
+
+    def sync(self) -> None:
+        """Write back everything on the folder's file system."""
+        syncfs(self.fd)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Directories:
+    """Descriptors of directories beneath a root, a bounded number of them, while a batch runs."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._open: OrderedDict[bytes, int] = OrderedDict()
+
+    def __enter__(self) -> Directories:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+
+    def get(self, path: bytes) -> int:
+        """The directory `path` (empty: the root); valid until the next call for another one."""
+        if not path:
+            return self._root.fd
+        fd = self._open.get(path)
+        if fd is not None:
+            self._open.move_to_end(path)
+            return fd
+        return self._remember(path, self._root.open(path, _DIRECTORY))
+
+    def make(self, path: bytes) -> int:
+        """The directory `path`, made with its parents when missing."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.get(path)
+        parent, _, name = path.rpartition(b"/")
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self.make(parent))
+        return self.get(path)
+
+    def parent(self, path: bytes) -> tuple[int, bytes]:
+        """(directory, last name) of a path."""
+        parent, _, name = path.rpartition(b"/")
+        return self.get(parent), name
+
+    def made_parent(self, path: bytes) -> tuple[int, bytes]:
+        parent, _, name = path.rpartition(b"/")
+        return self.make(parent), name
+
+    def _remember(self, path: bytes, fd: int) -> int:
+        self._open[path] = fd
+        if len(self._open) > OPEN_DIRECTORIES:
+            _, oldest = self._open.popitem(last=False)
+            os.close(oldest)
+        return fd
+
+
+def read_placeholder(directory: int, name: bytes, limit: int) -> bytes:
+    """Up to `limit` bytes of a regular file, not following a link; OSError otherwise."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def free_name(directory: int, name: bytes, mark: bytes) -> bytes:
+    """A name beside `name` that is free now: `stem.MARK.ext`, then with a number.
+
+    The caller must still create it without overwriting: free now is not free then.
+    """
+    stem, dot, extension = name.rpartition(b".")
+    if not stem:
+        stem, dot, extension = name, b"", b""
+    for number in range(1000):
+        counted = mark if number == 0 else mark + b"-%d" % number
+        tail = b"." + counted + dot + extension
+        candidate = stem[: 255 - len(tail)] + tail
+        try:
+            os.stat(candidate, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return candidate
+    raise OSError(errno.EEXIST, "no free name", os.fsdecode(name))

@@ -1,0 +1,308 @@
+"""The pipeline: manifest verified -> blocks -> unsealed, bounded, compared -> pieces in order.
+
+Every block is checked against its id by the source, against its key when it is unsealed, and
+against the manifest's length here; a whole file also against its BLAKE3. A range loads only its
+own blocks and the chunk lists above them, so that a video seeks without its rest. Work is done
+in windows of `WINDOW` bytes: one request to the source and one thread hop each, the next window
+fetched while one is unsealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import NamedTuple, Protocol
+
+from blake3 import blake3
+
+from p2pstore.content import (
+    BundleRef,
+    ChunkList,
+    Entry,
+    Keyring,
+    Manifest,
+    Opened,
+    Unsealer,
+    child_list,
+    children,
+    complete,
+    data_segments,
+    open_manifest,
+)
+from p2pstore.errors import IntegrityError, P2PStoreError
+from p2pstore.ids import BlockId, PublicKey
+
+WINDOW = 8 << 20  # plain bytes unsealed at a time; two are in memory
+SMALL = 4 << 20  # a file up to this size is handled whole, with others like it
+_ZEROS = bytes(1 << 20)
+
+Judge = Callable[[PublicKey, bytes], bool]
+"""Whether a signer's key with its encoded certificates may speak for the group."""
+
+
+class Wanted(NamedTuple):
+    """A block, and the bundle that it was in when the manifest was written: a hint."""
+
+    ref: BundleRef
+    block_id: BlockId
+
+
+class BlockSource(Protocol):
+    async def blocks(self, wanted: Sequence[Wanted]) -> Mapping[BlockId, bytes]:
+        """All of them, each equal to its id; BlocksMissing says which could be found nowhere."""
+
+
+class Piece(NamedTuple):
+    """Bytes of the file at `offset`; pieces come in order and leave holes out."""
+
+    offset: int
+    content: bytes | memoryview
+
+
+class _Extent(NamedTuple):
+    """A chunk and where its payload stands among the file's data (holes left out)."""
+
+    position: int
+    ref: BundleRef
+    entry: Entry
+
+
+class Restore:
+    def __init__(
+        self, source: BlockSource, *, ring: Callable[[], Keyring], judge: Judge, pool: Executor
+    ) -> None:
+        self._source = source
+        self._ring = ring
+        self._judge = judge
+        self._pool = pool
+        self._local = threading.local()
+
+    def open(self, raw: bytes) -> Opened:
+        """The manifest in a `.f`; FormatError, or IntegrityError when its signer is not trusted."""
+        opened = open_manifest(raw, self._ring())
+        if not self._judge(opened.signer, opened.chain):
+            raise IntegrityError(
+                "The placeholder is signed by a device that this group does not trust."
+            )
+        return opened
+
+    async def complete(self, manifest: Manifest) -> Manifest:
+        """The manifest with its attributes and holes, where these lie in a block of their own."""
+        if manifest.meta.extra is None:
+            return manifest
+        ref, entry = manifest.meta.extra
+        (payload,) = await self._payloads([_Extent(0, ref, entry)])
+        return complete(manifest, payload)
+
+    async def wanted(self, manifest: Manifest) -> list[Wanted]:
+        """Every block of the file's content, lists included."""
+        found: list[Wanted] = []
+        async for extent in self._extents(manifest.chunks, 0, manifest.meta.size, seen=found):
+            found.append(Wanted(extent.ref, extent.entry.block))
+        return found
+
+    async def small(self, manifests: Sequence[Manifest]) -> list[bytes | P2PStoreError]:
+        """Whole contents of files up to `SMALL`, hash verified; an error takes one file only."""
+        extents = [
+            _Extent(0, m.chunks.bundles[e.table], e) for m in manifests for e in m.chunks.entries
+        ]
+        loop = asyncio.get_running_loop()
+        try:
+            blocks = await self._blocks(extents)
+        except P2PStoreError:
+            if len(manifests) == 1:
+                raise
+            # Some block of some file is missing: find out whose, one by one.
+            return [await self._one(manifest) for manifest in manifests]
+        return await loop.run_in_executor(self._pool, self._assemble, manifests, blocks)
+
+    async def _one(self, manifest: Manifest) -> bytes | P2PStoreError:
+        try:
+            return (await self.small([manifest]))[0]
+        except P2PStoreError as exc:
+            return exc
+
+    async def stream(
+        self, manifest: Manifest, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[list[Piece]]:
+        """Pieces of the bytes start..end (exclusive), in order, without the holes.
+
+        A whole file's hash is verified before the iteration ends: nothing that was received may be
+        published before that. `manifest` is complete (see `complete`).
+        """
+        size = manifest.meta.size
+        stop = size if end is None else min(end, size)
+        segments = data_segments(size, manifest.meta.holes)
+        hasher = blake3() if start == 0 and stop == size else None
+        at = 0
+        loop = asyncio.get_running_loop()
+        async for window in self._ahead(manifest, segments, start, stop):
+            extents, payloads = window
+            pieces = _in_file(extents, payloads, segments, start, stop)
+            if hasher is not None:
+                at = await loop.run_in_executor(self._pool, _hash_on, hasher, at, pieces)
+            yield pieces
+        if hasher is not None:
+            await loop.run_in_executor(self._pool, _hash_on, hasher, at, [Piece(size, b"")])
+            if hasher.digest() != manifest.hash:
+                raise IntegrityError("The content does not have the hash that its manifest states.")
+
+    async def _ahead(
+        self,
+        manifest: Manifest,
+        segments: Sequence[tuple[int, int]],
+        start: int,
+        stop: int,
+    ) -> AsyncIterator[tuple[list[_Extent], list[bytes]]]:
+        """Windows of extents with their payloads, one fetched ahead."""
+        pending: tuple[list[_Extent], asyncio.Task[list[bytes]]] | None = None
+        try:
+            async for window in self._windows(manifest, segments, start, stop):
+                following = window, asyncio.ensure_future(self._payloads(window))
+                if pending is not None:
+                    extents, task = pending
+                    pending = following
+                    yield extents, await task
+                else:
+                    pending = following
+            if pending is not None:
+                extents, task = pending
+                pending = None
+                yield extents, await task
+        finally:
+            if pending is not None:
+                pending[1].cancel()
+                await asyncio.gather(pending[1], return_exceptions=True)
+
+    async def _windows(
+        self,
+        manifest: Manifest,
+        segments: Sequence[tuple[int, int]],
+        start: int,
+        stop: int,
+    ) -> AsyncIterator[list[_Extent]]:
+        first, last = _data_position(segments, start), _data_position(segments, stop)
+        window: list[_Extent] = []
+        held = 0
+        async for extent in self._extents(manifest.chunks, first, last):
+            window.append(extent)
+            held += extent.entry.length
+            if held >= WINDOW:
+                yield window
+                window, held = [], 0
+        if window:
+            yield window
+
+    async def _extents(
+        self,
+        chunks: ChunkList,
+        first: int,
+        last: int,
+        *,
+        base: int = 0,
+        seen: list[Wanted] | None = None,
+    ) -> AsyncIterator[_Extent]:
+        """The data chunks that overlap first..last, loading the lists above them as they come.
+
+        The entries of loaded lists are added to `seen`.
+        """
+        for position, span, ref, entry in children(chunks, first, last, base):
+            if not chunks.depth:
+                yield _Extent(position, ref, entry)
+                continue
+            if seen is not None:
+                seen.append(Wanted(ref, entry.block))
+            (payload,) = await self._payloads([_Extent(position, ref, entry)])
+            below = child_list(chunks, span, payload)
+            async for extent in self._extents(below, first, last, base=position, seen=seen):
+                yield extent
+
+    async def _blocks(self, extents: Sequence[_Extent]) -> Mapping[BlockId, bytes]:
+        wanted = {e.entry.block: Wanted(e.ref, e.entry.block) for e in extents}
+        return await self._source.blocks(list(wanted.values()))
+
+    async def _payloads(self, extents: Sequence[_Extent]) -> list[bytes]:
+        """What the extents hold: fetched, then unsealed in one thread hop."""
+        blocks = await self._blocks(extents)
+        entries = [extent.entry for extent in extents]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._unseal, entries, blocks)
+
+    def _unseal(self, entries: Sequence[Entry], blocks: Mapping[BlockId, bytes]) -> list[bytes]:
+        unsealer: Unsealer | None = getattr(self._local, "unsealer", None)
+        if unsealer is None:
+            unsealer = self._local.unsealer = Unsealer()
+        payloads: list[bytes] = []
+        for entry in entries:
+            payload = unsealer.unseal(blocks[entry.block], entry.key)
+            if entry.offset or entry.length != len(payload):
+                payload = payload[entry.offset : entry.offset + entry.length]
+            if len(payload) != entry.length:
+                raise IntegrityError("A block is shorter than its manifest states.")
+            payloads.append(payload)
+        return payloads
+
+    def _assemble(
+        self, manifests: Sequence[Manifest], blocks: Mapping[BlockId, bytes]
+    ) -> list[bytes | P2PStoreError]:
+        results: list[bytes | P2PStoreError] = []
+        for manifest in manifests:
+            try:
+                payloads = self._unseal(manifest.chunks.entries, blocks)
+                content = payloads[0] if len(payloads) == 1 else b"".join(payloads)
+                if len(content) != manifest.meta.size or blake3(content).digest() != manifest.hash:
+                    raise IntegrityError(
+                        "The content does not have the hash that its manifest states."
+                    )
+                results.append(content)
+            except P2PStoreError as exc:
+                results.append(exc)
+        return results
+
+
+def _data_position(segments: Sequence[tuple[int, int]], offset: int) -> int:
+    """How many data bytes (holes left out) stand before `offset` of the file."""
+    return sum(min(length, max(0, offset - start)) for start, length in segments)
+
+
+def _in_file(
+    extents: Sequence[_Extent],
+    payloads: Sequence[bytes],
+    segments: Sequence[tuple[int, int]],
+    start: int,
+    stop: int,
+) -> list[Piece]:
+    """Payloads at their places in the file, split at holes and cut to start..stop."""
+    pieces: list[Piece] = []
+    base = 0  # data bytes before the current segment
+    segment = iter(segments)
+    offset, length = next(segment, (0, 0))
+    for extent, payload in zip(extents, payloads, strict=True):
+        view, position = memoryview(payload), extent.position
+        while view:
+            while position >= base + length:
+                base += length
+                offset, length = next(segment, (0, 0))
+                if not length:
+                    raise IntegrityError("The manifest lists more content than the file's size.")
+            take = min(len(view), base + length - position)
+            place = offset + position - base
+            low, high = max(place, start), min(place + take, stop)
+            if low < high:
+                pieces.append(Piece(low, view[low - place : high - place]))
+            view, position = view[take:], position + take
+    return pieces
+
+
+def _hash_on(hasher: blake3, at: int, pieces: Sequence[Piece]) -> int:
+    """Hash the pieces and the zeros of the holes before each; returns the offset reached."""
+    for offset, content in pieces:
+        while at < offset:
+            step = min(offset - at, len(_ZEROS))
+            hasher.update(memoryview(_ZEROS)[:step])
+            at += step
+        hasher.update(content)
+        at += len(content)
+    return at
