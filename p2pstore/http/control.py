@@ -32,11 +32,14 @@ METHODS (arguments -> result)
     status {paths: [..], check: bool}      see STATUS below
     folders {}                             {"folders": [FOLDER + {"settings": {name: value}}]}
     ls {path|null}                         {"path", "entries": [{"name", "path", "type": "file" |
-                                           "folder" | "link", "size", "mtime", "state", "reason", "copies",
+                                           "folder" | "link", "size", "mtime", "state", "reason",
+                                           "copies",
                                            "files"?: below a folder}]}
-    preview {dir, settings, force}         {"path", "watched": already, "files", "bytes",
+    preview {dir, settings, force}         settings: those given, by their FolderSettings names;
+                                           {"path", "watched": already, "files", "bytes",
                                            "replace" | "protect_only" | "skipped": {"files",
-                                           "bytes", "reasons"}, "room_needed_bytes", "room_free_bytes",
+                                           "bytes", "reasons"}, "room_needed_bytes",
+                                           "room_free_bytes",
                                            "keep_free_bytes", "holders": reachable now,
                                            "min_copies", "notes": [sentence]}
                                            a folder that is refused: error 2 with the reason

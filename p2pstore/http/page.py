@@ -209,11 +209,12 @@ def _size(count: object) -> str:
     size = float(count) if isinstance(count, (int, float)) else 0.0
     if size < 999.5:
         return f"{size:.0f} B"
-    for unit in ("KB", "MB", "GB", "TB", "PB"):
+    units = ["PB", "TB", "GB", "MB", "KB"]
+    size /= 1000
+    while size >= 999.5 and len(units) > 1:
         size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.0f} {unit}" if size >= 99.95 else f"{size:.1f} {unit}"
+        units.pop()
+    return f"{size:.{0 if size >= 99.95 else 1}f} {units[-1]}"
 
 
 def _span(seconds: float) -> str:

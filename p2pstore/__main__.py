@@ -1,0 +1,26 @@
+"""The entry: hands the node its frontends and the command line its node."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from p2pstore import cli
+
+if TYPE_CHECKING:
+    from p2pstore.config import Config
+
+
+def run_node(config: Config, home: Path) -> int:
+    from p2pstore import node
+
+    return node.run(config, home)
+
+
+def main() -> None:
+    sys.exit(cli.main(run_node=run_node))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Commands about people and machines: invite, join, peers, words, leave."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+
+from p2pstore.cli import show
+from p2pstore.cli.params import PATH, SIZE
+from p2pstore.cli.shell import Shell, example, pass_shell, secret
+from p2pstore.cli.status import is_holder, peer_lines
+from p2pstore.errors import P2PStoreError, UsageError
+
+WORDS = 24
+NOT_NOW = 5
+
+
+@click.command(epilog=example("p2pstore invite", "p2pstore invite --yes | ssh nas p2pstore join -"))
+@click.option(
+    "--role",
+    type=click.Choice(["device"]),
+    default="device",
+    show_default=True,
+    help="device: one of your own computers; it will read all your files.",
+)
+@click.option("--yes", is_flag=True, help="No confirmation: print the link alone and return.")
+@pass_shell
+def invite(shell: Shell, role: str, yes: bool) -> int:
+    """Let another device into your group: prints a link that works once, for ten minutes.
+
+    When the other computer uses it, both show the same fingerprint words, and you confirm them.
+    """
+    node = shell.node()
+    invitation = node.call("invite", role=role, confirm=not yes)
+    link = str(invitation["link"])
+    shell.result(link)
+    sys.stdout.flush()
+    if yes:
+        return 0
+    if sys.stdout.isatty():
+        import segno
+
+        segno.make(link, error="l").terminal(compact=True)
+    shell.say(
+        f"\nOn the other computer, within {show.span(invitation.get('expires_s', 600))}:  "
+        "p2pstore join LINK\nThe new device will read all your files. Waiting for it ..."
+    )
+    goes_on = "The invitation is not confirmed; to make a new one: p2pstore invite"
+    with shell.waiting(goes_on) as meter:
+        joiner = node.call("wait_invite", meter, invite=invitation.get("invite"))
+    name = show.name(joiner.get("name", ""))
+    shell.say(f"{name} knocks. Its screen must show:  {show.name(joiner.get('fingerprint', ''))}")
+    try:
+        accept = click.confirm("The same words?", default=False, err=True)
+    except click.Abort:
+        # No answer is a no, and the other side must not wait for one.
+        accept = False
+    done = node.call("confirm_invite", invite=invitation.get("invite"), accept=accept)
+    if not accept:
+        shell.fail("Refused. The invitation is used up; for a new one: p2pstore invite")
+        return 1
+    shell.result(f"{show.name(done.get('name', name))} is in.")
+    return 0
+
+
+@click.command(epilog=example("p2pstore join p2ps://192.168.1.5:8080/...#...", "p2pstore join -"))
+@click.argument("link")
+@click.option("--offer", type=SIZE, help="Room that this node lends to the group.")
+@click.option("--name", help="What this node is called; default: the host's name.")
+@pass_shell
+def join(shell: Shell, link: str, offer: int | None, name: str | None) -> int:
+    """Join a group with an invitation LINK (- reads it from standard input).
+
+    Works before the first run, and while the node runs and has protected nothing yet.
+    """
+    link = secret(link)
+    goes_on = "If the other side confirms now, this node is in; p2pstore peers"
+    with shell.any_node(may_be_new=True) as node, shell.waiting(goes_on) as meter:
+        done = node.call("join", meter, link=link, offer=offer, name=name)
+    group = show.short_id(done.get("group", ""))
+    shell.result(f"Joined group {group} as {show.name(done.get('name', ''))}.")
+    if shell.running() is None:
+        shell.say("Start the node: p2pstore service install (always) or p2pstore run (now)")
+    return 0
+
+
+@click.command(epilog=example("p2pstore peers --json"))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@pass_shell
+def peers(shell: Shell, as_json: bool) -> int:
+    """List the other nodes: who is connected, since when, what is stored with whom."""
+    said = shell.node().call("peers")
+    if as_json:
+        shell.json(said)
+        return 0
+    known, now = said.get("peers", []), time.time()
+    for line in peer_lines(known, now):
+        shell.result(line[7:])
+    if not any(is_holder(peer) for peer in known):
+        shell.result("No other node holds copies for you yet: p2pstore invite")
+    return 0
+
+
+@click.command(epilog=example("p2pstore connect 192.168.1.5:8080"))
+@click.argument("address", metavar="HOST:PORT")
+@pass_shell
+def connect(shell: Shell, address: str) -> int:
+    """Connect to a node by its address."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise UsageError(f"{show.name(address)} is no HOST:PORT, as in 192.168.1.5:8080.")
+    peer = shell.node().call("connect", address=address)
+    name = show.name(peer.get("name") or show.short_id(peer.get("id", "")))
+    shell.result(f"Connected to {name} ({show.name(peer.get('role', 'stranger'))}).")
+    return 0
+
+
+# -- words -----------------------------------------------------------------------------------
+
+
+@click.group(epilog=example("p2pstore words confirm"))
+def words() -> None:
+    """Show or confirm the 24 recovery words.
+
+    Until they are confirmed they lie in HOME/words.txt, and no local copy is freed.
+    """
+
+
+@words.command("show", epilog=example("p2pstore words show"))
+@pass_shell
+def words_show(shell: Shell) -> int:
+    """Show the words while HOME still has them."""
+    try:
+        text = (shell.home / "words.txt").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            "This HOME has no words any more: they were confirmed, and only your note has them."
+        ) from None
+    shell.result(" ".join(_words_in(text)))
+    shell.say("When they are on paper: p2pstore words confirm")
+    return 0
+
+
+def _words_in(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    return " ".join(lines).split()
+
+
+@words.command("confirm", epilog=example("p2pstore words confirm", "p2pstore words confirm -"))
+@click.argument("given", metavar="[-]", required=False)
+@pass_shell
+def words_confirm(shell: Shell, given: str | None) -> int:
+    """Type all 24 words; when they are right HOME forgets them. `-` reads standard input."""
+    if given == "-" or (given is None and not sys.stdin.isatty()):
+        said = " ".join(sys.stdin.read().split())
+    elif given is not None:
+        raise UsageError("Arguments are public: type the words when asked, or give - and a pipe.")
+    else:
+        said = _ask_words(shell)
+    said = said.lower()
+    if len(said.split()) != WORDS:
+        raise UsageError(f"{len(said.split())} words came, {WORDS} are needed.")
+    node = shell.running()
+    if node is not None:
+        node.call("words_confirm", words=said)
+    else:
+        from p2pstore import node as stopped
+
+        stopped.confirm_words(shell.home, said)
+    shell.result("Right. The words are only on your note now; keep it well.")
+    return 0
+
+
+def _ask_words(shell: Shell) -> str:
+    shell.say("Type the 24 words, in their order, on one line or several.")
+    typed: list[str] = []
+    while len(typed) < WORDS:
+        prompt = f"Words from {len(typed) + 1}"
+        typed += str(click.prompt(prompt, err=True)).split()
+    return " ".join(typed)
+
+
+# -- leave -----------------------------------------------------------------------------------
+
+
+@click.command(epilog=example("p2pstore leave", "p2pstore leave --to /media/usb/everything"))
+@click.option("--to", metavar="DIR", type=PATH, help="Export everything there instead.")
+@click.option("--yes", is_flag=True, help="No question; does not override what would lose files.")
+@pass_shell
+def leave(shell: Shell, to: str | None, yes: bool) -> int:
+    """Bring everything back, verify it, say goodbye to the holders; then HOME may be deleted."""
+    node = shell.node()
+    if not yes and shell.asks:
+        what = f"Export every file to {show.path(to)}" if to else "Bring every original back"
+        if not click.confirm(f"{what} and stop using p2pstore here?", err=True):
+            shell.say("Nothing was changed.")
+            return 0
+    goes_on = "The node goes on bringing files back; nothing is lost by that. p2pstore status"
+    with shell.waiting(goes_on) as meter:
+        done: dict[str, Any] = node.call("leave", meter, to=to, yes=yes)
+    if not done.get("left"):
+        shell.fail("Not finished yet:")
+        for reason in done.get("reasons", []):
+            shell.fail(f"  {show.name(reason)}")
+        return NOT_NOW
+    _remove_traces(shell)
+    where = f" in {show.path(done['exported'])}" if done.get("exported") else ""
+    counted = f"{show.files(done.get('files', 0))}, {show.size(done.get('bytes', 0))}"
+    shell.result(f"Every file is back{where} and verified ({counted}).")
+    shell.result(f"{show.path(done.get('home', shell.home))} may be deleted now.")
+    return 0
+
+
+def _remove_traces(shell: Shell) -> None:
+    """Take the service and the desktop entries back; what was never installed is no error."""
+    if shell.home_is_chosen:
+        return  # those belong to the default HOME's node
+    from p2pstore.cli import desktop, service
+
+    for remove in (lambda: service.uninstall(False), desktop.remove):
+        try:
+            remove()
+        except P2PStoreError as exc:
+            shell.say(str(exc))

@@ -1,0 +1,84 @@
+"""Types of arguments: paths as the node wants them, and the grammar of durations and sizes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from p2pstore.errors import UsageError
+
+
+class NodePath(click.ParamType):
+    """An absolute path. The parent is resolved, the last part is not: a link is itself."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value:
+            self.fail("an empty path names nothing.", param, ctx)
+        text = os.path.abspath(os.path.expanduser(os.fsdecode(value)))
+        if os.path.isdir(text):
+            return os.path.realpath(text)
+        parent, last = os.path.split(text)
+        return os.path.join(os.path.realpath(parent), last)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        return [click.shell_completion.CompletionItem(incomplete, type="file")]
+
+
+class Duration(click.ParamType):
+    """`5`, `10m`, `24h`, `30d` as seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        from p2pstore.config import parse_duration
+
+        try:
+            return float(parse_duration(str(value)))
+        except (UsageError, ValueError) as exc:
+            self.fail(str(exc), param, ctx)
+
+
+class Size(click.ParamType):
+    """`100MB`, `2GiB` as bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from p2pstore.config import parse_size
+
+        try:
+            return int(parse_size(str(value)))
+        except (UsageError, ValueError) as exc:
+            self.fail(str(exc), param, ctx)
+
+
+class ByteRange(click.ParamType):
+    """`A-B`, both inclusive, or `A-`: as (start, end exclusive or None)."""
+
+    name = "A-B"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int | None]:
+        if isinstance(value, tuple):
+            return value
+        first, dash, last = str(value).partition("-")
+        if not dash or not first.isdecimal() or not (last == "" or last.isdecimal()):
+            self.fail(f"{value!r} is no range; two byte offsets: --range 0-99", param, ctx)
+        if last and int(last) < int(first):
+            self.fail(f"{value!r} ends before it begins.", param, ctx)
+        return int(first), int(last) + 1 if last else None
+
+
+PATH = NodePath()
+DURATION = Duration()
+SIZE = Size()
+BYTE_RANGE = ByteRange()
