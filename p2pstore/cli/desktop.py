@@ -23,28 +23,27 @@ ENTRY_FILE = "p2pstore-open.desktop"
 REFRESH_TIMEOUT_S = 60
 
 
-def install() -> list[str]:
-    """Write the MIME type and the handler; sentences for the user."""
+def install() -> str:
+    """Write the MIME type and the handler; returns what to tell the user, a sentence a line."""
     target = _data_home()
     mime, entry = _files(target)
     for path, text in ((mime, _packaged(MIME_FILE)), (entry, entry_text())):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return [f"Wrote {mime}", f"Wrote {entry}", *_refresh(target, "A double click opens a .f now.")]
+    said = [f"Wrote {mime}", f"Wrote {entry}", *_refresh(target, "A double click opens a .f now.")]
+    return "\n".join(said)
 
 
-def remove() -> list[str]:
-    """Take back what `install` wrote; sentences for the user."""
+def remove() -> str:
+    """Take back what `install` wrote; returns what to tell the user."""
     target = _data_home()
     present = [path for path in _files(target) if path.exists()]
     if not present:
-        return ["The desktop entries are not installed."]
+        return "The desktop entries are not installed."
     for path in present:
         path.unlink()
-    return [
-        *(f"Removed {path}" for path in present),
-        *_refresh(target, "The desktop no longer knows .f files."),
-    ]
+    refreshed = _refresh(target, "The desktop no longer knows .f files.")
+    return "\n".join([*(f"Removed {path}" for path in present), *refreshed])
 
 
 def entry_text() -> str:

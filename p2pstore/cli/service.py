@@ -7,8 +7,8 @@ with the path of the installed program, and writes two kinds of drop-ins beside 
     allow-<hash>.conf   one directory that the sandboxed system service may write into
 
 The user's service is not sandboxed by mounts (its unit file says why), so `allow` has nothing to
-widen there. Each function does its work and returns sentences for the user; failures are
-`UsageError` (this system cannot) or `Unavailable` (not now).
+widen there. Each function does its work and returns what to tell the user, a sentence a line;
+failures are `UsageError` (this system cannot) or `Unavailable` (not now).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import getpass
 import hashlib
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 import sys
@@ -118,12 +119,10 @@ def unit(*, system: bool = False, user: str | None = None) -> Unit:
     return Unit(owner, False, Path(config) / "systemd" / "user")
 
 
-def install(
-    *, system: bool = False, user: str | None = None, home: Path | None = None
-) -> list[str]:
+def install(system: bool = False, *, user: str | None = None, home: Path | None = None) -> str:
     """Write the unit, enable it and start it; what was installed before is brought up to date.
 
-    `home`: another HOME of p2pstore than the user's default one.
+    `home`: another HOME of p2pstore than the user's default one; else P2PSTORE_HOME, as everywhere.
     """
     target = unit(system=system, user=user)
     _check_manager(target)
@@ -132,7 +131,7 @@ def install(
     said = [f"Wrote {target.file}"]
     target.directory.mkdir(parents=True, exist_ok=True)
     target.file.write_text(unit_text(target, program()), encoding="utf-8")
-    store = home or (_default_home(target.owner) if target.system else None)
+    store = home or _chosen_home() or (_default_home(target.owner) if target.system else None)
     if store is not None:
         _own_directory(store, target)
         lines = [f"Environment={_quoted(f'P2PSTORE_HOME={store}')}"]
@@ -152,14 +151,14 @@ def install(
         )
     else:
         said.append(_linger(target.owner.name))
-    return said
+    return "\n".join(said)
 
 
-def uninstall(*, system: bool = False, user: str | None = None) -> list[str]:
+def uninstall(system: bool = False, *, user: str | None = None) -> str:
     """Stop the service and remove its files; nothing of the store is touched."""
     target = unit(system=system, user=user)
     if not target.is_installed:
-        return [f"{target.name} is not installed."]
+        return f"{target.name} is not installed."
     _must_be_root(target, "uninstall")
     # A unit that is not running or not enabled is no reason to leave its file behind.
     stopped = target.systemctl("disable", "--now", target.name)
@@ -171,20 +170,20 @@ def uninstall(*, system: bool = False, user: str | None = None) -> list[str]:
     said = [f"{target.name} is removed; the store and every .f file are untouched."]
     if stopped.returncode:
         said.append(f"systemctl could not stop it ({_last_line(stopped.stderr)}).")
-    return said
+    return "\n".join(said)
 
 
-def allow(directory: Path, *, system: bool = False, user: str | None = None) -> list[str]:
+def allow(directory: str | Path, system: bool = False, *, user: str | None = None) -> str:
     """Let the service write into `directory`, from now on and after a restart of the node."""
     target = unit(system=system, user=user)
-    place = _existing_directory(directory)
+    place = _existing_directory(Path(directory))
     if not target.system:
         if not os.access(place, os.W_OK | os.X_OK):
             raise UsageError(f"You may not write into {place}; change its owner or its mode first.")
-        return [
-            f"Nothing to do: the user service writes wherever you may, {place} included.",
-            "A node installed with --system needs: p2pstore service allow DIR --system",
-        ]
+        return (
+            f"Nothing to do: the user service writes wherever you may, {place} included.\n"
+            "A node installed with --system needs: p2pstore service allow DIR --system"
+        )
     _check_manager(target)
     _must_be_root(target, "allow")
     if not target.is_installed:
@@ -198,7 +197,8 @@ def allow(directory: Path, *, system: bool = False, user: str | None = None) -> 
     target.ask("daemon-reload")
     # The list of writable paths is made when the service starts.
     target.ask("try-restart", target.name)
-    return [f"The service may write into {place} now; next: p2pstore add-folder {place}"]
+    following = f"p2pstore add-folder {shlex.quote(os.fspath(place))}"
+    return f"The service may write into {place} now; next: {following}"
 
 
 def program() -> list[str]:
@@ -231,6 +231,11 @@ def _owner(name: str | None) -> Owner:
     except KeyError as exc:
         raise UsageError(f"There is no user {name or os.getuid()} on this system.") from exc
     return Owner(found.pw_name, found.pw_uid, found.pw_gid, Path(found.pw_dir))
+
+
+def _chosen_home() -> Path | None:
+    chosen = os.environ.get("P2PSTORE_HOME")
+    return Path(chosen).expanduser().absolute() if chosen else None
 
 
 def _default_home(owner: Owner) -> Path:

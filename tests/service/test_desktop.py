@@ -75,7 +75,7 @@ def test_install_twice_and_remove_twice(data_home: Path) -> None:
     desktop.install()
     assert (data_home / "mime" / "packages" / "p2pstore.xml").exists()
     desktop.remove()
-    assert desktop.remove() == ["The desktop entries are not installed."]
+    assert desktop.remove() == "The desktop entries are not installed."
 
 
 def test_without_xdg_everything_goes_below_home(
@@ -90,8 +90,7 @@ def test_without_xdg_everything_goes_below_home(
 
 def test_missing_tools_are_named(data_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(data_home))
-    said = " ".join(desktop.install())
-    assert "update-mime-database is not installed" in said
+    assert "update-mime-database is not installed" in desktop.install()
 
 
 @pytest.mark.skipif(

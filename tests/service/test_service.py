@@ -54,6 +54,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setenv("PATH", f"{made.bin}:/usr/bin:/bin")
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.delenv("P2PSTORE_HOME", raising=False)
     monkeypatch.setattr(service, "SYSTEM_UNITS", made.units)
     me = service.Owner("alice", os.getuid(), os.getgid(), made.home)
     monkeypatch.setattr(service, "_owner", lambda name: me)
@@ -104,16 +105,25 @@ def test_another_store_stands_in_a_drop_in(machine: Machine) -> None:
     assert not drop_in.exists()
 
 
+def test_the_chosen_store_of_the_environment_is_kept(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("P2PSTORE_HOME", str(machine.home / "chosen"))
+    service.install()
+    drop_in = machine.user_unit.with_suffix(".service.d") / "home.conf"
+    assert values(drop_in, "Environment") == [f'"P2PSTORE_HOME={machine.home}/chosen"']
+
+
 def test_without_linger_a_word_is_said(machine: Machine) -> None:
     machine.fake("loginctl", fails_at="enable-linger", says="Access denied")
-    assert any("stops when you log out" in line for line in service.install())
+    assert "stops when you log out" in service.install()
     (machine.bin / "loginctl").unlink()
     machine.bin.joinpath("systemctl").write_text("#!/bin/sh\n")
-    assert any("log out" in line for line in service.install())
+    assert "log out" in service.install()
 
 
 def test_with_linger_nothing_is_left_to_do(machine: Machine) -> None:
-    assert any("goes on when you log out" in line for line in service.install())
+    assert "goes on when you log out" in service.install()
 
 
 def test_without_systemctl_nothing_is_written(
@@ -152,8 +162,8 @@ def test_uninstall_stops_and_removes(machine: Machine) -> None:
 
 
 def test_uninstall_of_nothing_asks_nobody(machine: Machine) -> None:
-    assert service.uninstall() == ["p2pstore.service is not installed."]
-    assert service.uninstall(system=True) == ["p2pstore@alice.service is not installed."]
+    assert service.uninstall() == "p2pstore.service is not installed."
+    assert service.uninstall(system=True) == "p2pstore@alice.service is not installed."
     assert machine.asked() == []
 
 
@@ -222,7 +232,7 @@ def test_allow_before_install_says_what_is_missing(machine: Machine) -> None:
 
 
 def test_allow_of_the_users_service_has_nothing_to_do(machine: Machine) -> None:
-    assert "Nothing to do" in service.allow(machine.home)[0]
+    assert "Nothing to do" in service.allow(machine.home)
     with pytest.raises(UsageError, match="is no directory"):
         service.allow(machine.home / "absent")
     assert machine.asked() == []
