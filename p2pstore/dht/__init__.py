@@ -1,0 +1,5 @@
+"""Finding nodes and providers through a Kademlia DHT over UDP; the door of the package."""
+
+from p2pstore.dht.dht import LOOPBACK, Dht, DhtSettings
+
+__all__ = ["LOOPBACK", "Dht", "DhtSettings"]

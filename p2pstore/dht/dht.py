@@ -1,0 +1,555 @@
+"""The DHT of one network: who is where, and who has what.
+
+It finds, and nothing more: it is never in the durability path. Nodes announce the tags of the
+bundles that they hold; others ask for providers of tags, and for the address record of a node.
+Everything ends after 24 hours; announce again every 12.
+
+Saved state is a MessagePack array [version (1), contacts [[host, port], ...], records [signed
+peer record, ...]]; a damaged one only costs the contacts in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from kademlia.node import Node
+from msgspec import Meta, Struct
+from nacl.signing import SigningKey
+
+from p2pstore.clock import Clock, SystemClock
+from p2pstore.dht import datagram as wire
+from p2pstore.dht.address import Address, numeric
+from p2pstore.dht.claim import LIFETIME_MS, Claim, make_claim
+from p2pstore.dht.crawl import region_bits, regions
+from p2pstore.dht.gate import Budgets
+from p2pstore.dht.protocol import SignedProtocol, proven_tags
+from p2pstore.dht.server import DhtServer, Endpoint, udp_endpoint
+from p2pstore.dht.shelf import MAX_PROVIDERS, ProviderShelf, RecordShelf
+from p2pstore.errors import FormatError, IntegrityError, Unavailable, UsageError
+from p2pstore.ids import NodeId, PublicKey, Tag, node_id_of
+from p2pstore.wire import PeerRecord
+
+log = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+STATE_CONTACTS = 200
+STATE_RECORDS = 500
+FIRST_ASKED = 4  # of the nodes nearest to a tag; the others when these know of no provider
+MAX_PAGES = 40  # of claims from one node for one request: 64 providers of one tag
+REGIONS_AT_ONCE = 4
+TICK_S = 60.0
+EXPIRE_S = 600.0
+UPKEEP_S = 3600.0
+REFRESH_S = 12 * 3600.0
+FRESH_RECORD_MS = 3600 * 1000  # a record of that age is believed without asking again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DhtSettings:
+    """`None` switches a limit off, as is needed where many nodes share a loopback address."""
+
+    k: int = 20
+    alpha: int = 3
+    packets_in_s: float | None = 30.0  # from one address
+    burst_in: float = 120.0
+    unproven_in_s: float | None = 500.0  # from all who did not prove their address, together
+    packets_out_s: float | None = 20.0  # to one address: below what it takes, retries included
+    burst_out: float = 60.0
+    subnet_limit: int | None = 2  # contacts of one /24 or /48 in a bucket, and in a crawl
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= wire.MAX_K:
+            raise UsageError(f"k must lie between 1 and {wire.MAX_K}.")
+
+
+LOOPBACK = DhtSettings(packets_in_s=None, unproven_in_s=None, packets_out_s=None, subnet_limit=None)
+
+
+class _State(Struct, frozen=True, array_like=True):
+    version: int
+    contacts: Annotated[tuple[tuple[str, int], ...], Meta(max_length=10 * STATE_CONTACTS)]
+    records: Annotated[tuple[bytes, ...], Meta(max_length=10 * STATE_RECORDS)]
+
+
+class Dht:
+    """One node's part in the network. All methods belong to the loop that called `start`."""
+
+    def __init__(
+        self,
+        identity: SigningKey,
+        network: str,
+        record: Callable[[], bytes],
+        *,
+        clock: Clock | None = None,
+        settings: DhtSettings | None = None,
+        related: Callable[[NodeId], bool] = lambda _: False,
+        endpoint: Endpoint = udp_endpoint,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """`record` returns our signed address record, freshly issued; `related` says of a node
+        whether it is of our group or a friend."""
+        if not 0 < len(network.encode()) <= wire.MAX_NETWORK:
+            raise UsageError(f"A network's name has 1 to {wire.MAX_NETWORK} bytes.")
+        self.node_id = node_id_of(PublicKey(bytes(identity.verify_key)))
+        self._identity = identity
+        self._network = network
+        self._record = record
+        self._clock = clock or SystemClock()
+        self._settings = settings or DhtSettings()
+        self._related = related
+        self._random = random
+        self._records = RecordShelf(network, related)
+        self._claims = ProviderShelf()
+        self._server = DhtServer(
+            self.node_id,
+            self._create_protocol,
+            ksize=self._settings.k,
+            alpha=self._settings.alpha,
+            subnet_limit=self._settings.subnet_limit,
+            endpoint=endpoint,
+        )
+        self._record_ms = 0
+        self._faults = 0
+        self._ways_in: tuple[Address, ...] = ()
+        self._names: tuple[tuple[str, int], ...] = ()
+        self._group: asyncio.TaskGroup | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._joined = asyncio.Event()
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        host: str,
+        port: int,
+        bootstrap: Sequence[tuple[str, int]] = (),
+        saved: bytes | None = None,
+    ) -> int:
+        """Listen, and join the network in the background; the port (PortInUse when it is taken).
+
+        `bootstrap` comes from our user and may hold host names; they are resolved off the loop.
+        """
+        await self._server.listen(port, host)
+        self._names = tuple(bootstrap)
+        self._load(saved)
+        self._store_own_record()
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._runner = asyncio.create_task(self._run(opened), name="dht")
+        await opened
+        return self.port
+
+    @property
+    def port(self) -> int:
+        return int(self._server.transport.get_extra_info("sockname")[1])
+
+    async def joined(self) -> int:
+        """Wait until the first attempt to join is over; the contacts it gave."""
+        await self._joined.wait()
+        return self.nodes()
+
+    async def close(self) -> None:
+        """End all that is under way; requests of others then have no answer. May be repeated."""
+        if self._runner is None:
+            return
+        runner, self._runner = self._runner, None
+        self._server.stop()
+        self._joined.set()
+        runner.cancel()
+        await asyncio.gather(runner, return_exceptions=True)
+        await self._server.protocol.closed
+
+    def nodes(self) -> int:
+        """Contacts in the routing table."""
+        return len(self._server.protocol.router) if self._server.protocol else 0
+
+    def state(self) -> bytes:
+        """What makes the next start quick; keep it, and hand it to `start`."""
+        self._remember()
+        records = tuple(self._records.newest(STATE_RECORDS))
+        return msgspec.msgpack.encode(_State(STATE_VERSION, self._ways_in, records))
+
+    # -- what it is for -----------------------------------------------------------------------
+
+    async def announce(self, tags: Sequence[Tag], until_ms: int) -> int:
+        """Tell the network that we provide these tags, until then or for 24 h, whichever is less.
+
+        One crawl a region, up to 48 tags a datagram, to every node that is among the k nearest to
+        one of them. Returns the datagrams that this node sent meanwhile.
+        """
+        await self._joined.wait()
+        protocol = self._protocol()
+        before = protocol.sent
+        now_ms = self._clock_ms()
+        expires_ms = min(until_ms, now_ms + LIFETIME_MS)
+        if expires_ms <= now_ms:
+            return 0
+        self._store_own_record()
+        size = wire.claim_capacity(self._network)
+
+        async def region(middle: bytes, members: list[bytes]) -> None:
+            nodes = await self._server.nearest(Node(middle))
+            plan: dict[bytes, tuple[Node, list[Claim]]] = {n.id: (n, []) for n in nodes}
+            for at in range(0, len(members), size):
+                keys = members[at : at + size]
+                claim = make_claim(self._identity, self._network, keys, now_ms, expires_ms)
+                self._claims.add(claim, subnet=None, related=True)
+                for node_id in self._storers(keys, nodes):
+                    plan[node_id][1].append(claim)
+            async with asyncio.TaskGroup() as group:
+                for node, claims in plan.values():
+                    group.create_task(self._tell(node, claims))
+
+        await self._each_region(tags, region)
+        return protocol.sent - before
+
+    async def providers(self, tags: Sequence[Tag]) -> dict[Tag, list[PeerRecord]]:
+        """Who provides each tag, at most 64, ourselves left out; related nodes come first.
+
+        A provider whose address nobody can tell is left out. That a node provides is its own
+        signed word, not a proof that it does.
+        """
+        await self._joined.wait()
+        self._protocol()
+        search = _Search(self._network, self._clock_ms())
+
+        async def region(middle: bytes, members: list[bytes]) -> None:
+            wanted = set(members)
+            for claim in self._claims.under(members, search.now_ms):
+                here = [key for key in claim.keys if key in wanted]
+                search.note(self.node_id, here, claim.provider)
+            nodes = await self._server.nearest(Node(middle))
+            await self._ask(search, members, nodes, 0, FIRST_ASKED)
+            missing = [t for t in members if not search.answers[t]]
+            await self._ask(search, missing, nodes, FIRST_ASKED, self._settings.k)
+
+        await self._each_region(tags, region)
+        chosen = {tag: self._choose(search.answers[tag]) for tag in tags}
+        records = await self._resolve({n for ids in chosen.values() for n in ids}, search)
+        return {tag: [records[n] for n in ids if n in records] for tag, ids in chosen.items()}
+
+    async def find(self, node_id: NodeId) -> PeerRecord | None:
+        """The newest address record of a node that the network knows; None without any."""
+        await self._joined.wait()
+        self._protocol()
+        if node_id != self.node_id:
+            nodes = await self._server.nearest(Node(node_id))
+            async with asyncio.TaskGroup() as group:
+                for node in nodes[: self._settings.k]:
+                    group.create_task(self._fetch_records(node, [node_id]))
+        return self._records.get(node_id, self._clock_ms())
+
+    async def refresh_record(self) -> int:
+        """Tell the nodes nearest to us where we are now; how many of them keep it."""
+        await self._joined.wait()
+        self._protocol()
+        raw = self._store_own_record()
+        nodes = await self._server.nearest(self._server.node)
+        async with asyncio.TaskGroup() as group:
+            told = [
+                group.create_task(self._server.protocol.ask(n, wire.PutRecord(raw)))
+                for n in nodes[: self._settings.k]
+            ]
+        return sum(isinstance(t.result(), wire.Kept) for t in told)
+
+    # -- announcing ---------------------------------------------------------------------------
+
+    def _storers(self, keys: Sequence[bytes], nodes: Sequence[Node]) -> set[bytes]:
+        k = self._settings.k
+        if len(nodes) <= k:
+            return {n.id for n in nodes}
+        storers: set[bytes] = set()
+        for key in keys:
+            target = int.from_bytes(key, "big")
+            near = sorted(nodes, key=lambda n: n.long_id ^ target)
+            storers.update(n.id for n in near[:k])
+        return storers
+
+    async def _tell(self, node: Node, claims: Iterable[Claim]) -> None:
+        """One after the other: that is the pace of the path. A node that fails is left alone."""
+        for claim in claims:
+            body = wire.AddProviders(
+                claim.issued_ms,
+                claim.expires_ms,
+                b"".join(claim.keys),
+                claim.signature,
+                self._record_ms,
+            )
+            added = await self._server.protocol.ask(node, body)
+            if not isinstance(added, wire.Added):
+                return
+            if added.wants_record:
+                raw = self._records.raw(self.node_id, self._clock_ms())
+                if raw is not None:
+                    await self._server.protocol.ask(node, wire.PutRecord(raw))
+
+    # -- searching ----------------------------------------------------------------------------
+
+    async def _ask(
+        self, search: _Search, tags: Sequence[bytes], nodes: Sequence[Node], low: int, high: int
+    ) -> None:
+        """Ask those of the nodes that are the low-th to high-th nearest to each tag."""
+        plan: defaultdict[int, list[bytes]] = defaultdict(list)
+        for tag in tags:
+            target = int.from_bytes(tag, "big")
+            order = sorted(range(len(nodes)), key=lambda i: nodes[i].long_id ^ target)
+            for index in order[low:high]:
+                plan[index].append(tag)
+        async with asyncio.TaskGroup() as group:
+            for index, wanted in plan.items():
+                group.create_task(self._ask_node(search, nodes[index], wanted))
+
+    async def _ask_node(self, search: _Search, node: Node, tags: Sequence[bytes]) -> None:
+        size = wire.claim_capacity(self._network)
+        for at in range(0, len(tags), size):
+            asked = tuple(tags[at : at + size])
+            start = 0
+            for _ in range(MAX_PAGES):
+                body = wire.GetProviders(b"".join(asked), start)
+                page = await self._server.protocol.ask(node, body)
+                if not isinstance(page, wire.Providers):
+                    return
+                try:
+                    search.read(node, page, asked)
+                except (FormatError, IntegrityError) as exc:
+                    self._server.protocol.dropped[str(exc)] += 1
+                    return
+                if page.next <= start:
+                    break
+                start = page.next
+
+    def _choose(self, answers: dict[bytes, dict[NodeId, None]]) -> list[NodeId]:
+        """Take turns among the answerers, so that none of them can fill all places."""
+        chosen: dict[NodeId, None] = {}
+        queues = [iter(found) for found in answers.values()]
+        while queues:
+            for queue in list(queues):
+                node_id = next(queue, None)
+                if node_id is None:
+                    queues.remove(queue)
+                elif node_id != self.node_id:
+                    chosen[node_id] = None
+        first = list(chosen)
+        # Whom we know counts, wherever a liar's inventions stand.
+        first.sort(key=lambda n: not self._related(n))
+        return first[:MAX_PROVIDERS]
+
+    async def _resolve(self, wanted: set[NodeId], search: _Search) -> dict[NodeId, PeerRecord]:
+        """Address records: fresh ones of ours, else from those who named the provider."""
+        fresh_ms = search.now_ms - FRESH_RECORD_MS
+        for turn in range(FIRST_ASKED):
+            plan: defaultdict[bytes, list[NodeId]] = defaultdict(list)
+            for node_id in wanted:
+                record = self._records.get(node_id, search.now_ms)
+                namers = list(search.namers[node_id])
+                if turn < len(namers) and (record is None or record.issued_ms < fresh_ms):
+                    plan[namers[turn]].append(node_id)
+            if not plan or (turn and not self._lacking(wanted, search.now_ms)):
+                break
+            async with asyncio.TaskGroup() as group:
+                for namer, ids in plan.items():
+                    group.create_task(self._fetch_records(search.nodes[namer], ids))
+        found = {n: self._records.get(n, search.now_ms) for n in wanted}
+        return {n: r for n, r in found.items() if r is not None}
+
+    def _lacking(self, wanted: set[NodeId], now_ms: int) -> bool:
+        return any(self._records.get(n, now_ms) is None for n in wanted)
+
+    async def _fetch_records(self, node: Node, ids: Sequence[NodeId]) -> None:
+        rest = sorted(ids)
+        size = wire.claim_capacity(self._network)
+        while rest:
+            asked = rest[:size]
+            body = await self._server.protocol.ask(node, wire.GetRecords(b"".join(asked)))
+            if not isinstance(body, wire.Records):
+                return
+            got = set()
+            for raw in body.records:
+                record = self._records.try_add(raw, self._clock_ms(), among=asked)
+                if record is not None:
+                    got.add(record.node_id)
+            # A reply holds a few records only; what it left out after the last is asked again.
+            last = max(got, default=None)
+            rest = [] if last is None else [n for n in rest if n > last]
+
+    # -- within -------------------------------------------------------------------------------
+
+    async def _each_region(
+        self,
+        tags: Iterable[bytes],
+        work: Callable[[bytes, list[bytes]], Awaitable[None]],
+    ) -> None:
+        bits = region_bits(self._server.protocol.router.size_of_network(), self._settings.k)
+        gate = asyncio.Semaphore(REGIONS_AT_ONCE)
+
+        async def one(middle: bytes, members: list[bytes]) -> None:
+            async with gate:
+                await work(middle, members)
+
+        async with asyncio.TaskGroup() as group:
+            for middle, members in regions(tags, bits).items():
+                group.create_task(one(middle, members))
+
+    async def _run(self, opened: asyncio.Future[None]) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            opened.set_result(None)
+            try:
+                await self._live()
+            finally:
+                self._group = None
+
+    async def _live(self) -> None:
+        try:
+            await self._join()
+        finally:
+            self._joined.set()
+        due = dict.fromkeys((self._expire, self._upkeep), self._clock.monotonic())
+        every = {self._expire: EXPIRE_S, self._upkeep: UPKEEP_S, self._publish: REFRESH_S}
+        due[self._publish] = self._clock.monotonic()
+        while True:
+            try:
+                if self.nodes() == 0:
+                    await self._join()
+                for work, when in list(due.items()):
+                    if self._clock.monotonic() >= when:
+                        due[work] = self._clock.monotonic() + every[work]
+                        await work()
+                self._remember()
+            except Exception:
+                log.exception("The upkeep of the DHT failed; it goes on in an hour.")
+                await asyncio.sleep(UPKEEP_S)
+            await asyncio.sleep(TICK_S)
+
+    async def _join(self) -> None:
+        found = [a for host, port in self._names for a in await _resolve_name(host, port)]
+        known = dict.fromkeys((*found, *self._ways_in))
+        if known:
+            await self._server.bootstrap(list(known))
+        self._remember()
+
+    def _remember(self) -> None:
+        """Keep ways in, so that a table emptied by a day without network is filled again."""
+        near = self._server.protocol.router.find_neighbors(self._server.node, STATE_CONTACTS)
+        known = dict.fromkeys((*(Address(n.ip, n.port) for n in near), *self._ways_in))
+        self._ways_in = tuple(known)[:STATE_CONTACTS]
+
+    async def _expire(self) -> None:
+        now_ms = self._clock_ms()
+        self._claims.expire(now_ms)
+        self._records.expire(now_ms)
+
+    async def _upkeep(self) -> None:
+        await self._server.upkeep()
+
+    async def _publish(self) -> None:
+        await self.refresh_record()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._group is None:
+            work.close()
+        else:
+            self._group.create_task(self._guard(work))
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            # A fault of ours that a stranger can trigger must not fill the log nor end the DHT.
+            level = logging.DEBUG if self._faults else logging.ERROR
+            self._faults += 1
+            log.log(level, "Judging a contact of the DHT failed.", exc_info=True)
+
+    def _protocol(self) -> SignedProtocol:
+        if self._runner is None:
+            raise Unavailable("The DHT is closed.")
+        return self._server.protocol
+
+    def _store_own_record(self) -> bytes:
+        raw = self._record()
+        record = self._records.add(raw, self._clock_ms())
+        self._record_ms = record.issued_ms
+        return self._records.raw(self.node_id, self._clock_ms()) or raw
+
+    def _load(self, saved: bytes | None) -> None:
+        if saved is None:
+            return
+        try:
+            state = msgspec.msgpack.decode(saved, type=_State)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            log.warning("The saved contacts of the DHT cannot be read; starting without them.")
+            return
+        if state.version != STATE_VERSION:
+            return
+        contacts = (numeric(host, port) for host, port in state.contacts)
+        self._ways_in = tuple(a for a in contacts if a is not None)
+        for raw in state.records:
+            self._records.try_add(raw, self._clock_ms())
+
+    def _clock_ms(self) -> int:
+        return int(self._clock.wall() * 1000)
+
+    def _create_protocol(self, node: Node) -> SignedProtocol:
+        s = self._settings
+        return SignedProtocol(
+            node,
+            s.k,
+            key=self._identity,
+            network=self._network,
+            clock=self._clock,
+            spawn=self._spawn,
+            random=self._random,
+            related=self._related,
+            records=self._records,
+            claims=self._claims,
+            incoming=None if s.packets_in_s is None else Budgets(s.packets_in_s, s.burst_in),
+            unproven=None if s.unproven_in_s is None else Budgets(s.unproven_in_s, s.unproven_in_s),
+            outgoing=None if s.packets_out_s is None else Budgets(s.packets_out_s, s.burst_out),
+            subnet_limit=s.subnet_limit,
+        )
+
+
+class _Search:
+    """What came in for one call of `providers`."""
+
+    def __init__(self, network: str, now_ms: int) -> None:
+        self.now_ms = now_ms
+        self.answers: defaultdict[bytes, dict[bytes, dict[NodeId, None]]] = defaultdict(dict)
+        self.namers: defaultdict[NodeId, dict[bytes, None]] = defaultdict(dict)
+        self.nodes: dict[bytes, Node] = {}
+        self._network = network
+        self._verified: set[bytes] = set()
+
+    def read(self, node: Node, page: wire.Providers, asked: tuple[bytes, ...]) -> None:
+        self.nodes[node.id] = node
+        for part in page.claims:
+            tags = proven_tags(self._network, part, asked, self.now_ms, self._verified)
+            provider = node_id_of(PublicKey(part.public_key))
+            self.note(node.id, tags, provider)
+            self.namers[provider][node.id] = None
+
+    def note(self, answerer: bytes, tags: Iterable[bytes], provider: NodeId) -> None:
+        for tag in tags:
+            found = self.answers[tag].setdefault(answerer, {})
+            if len(found) < MAX_PROVIDERS:
+                found[provider] = None
+
+
+async def _resolve_name(host: str, port: int) -> list[Address]:
+    """What a host name of our user's stands for; nothing when it stands for nothing."""
+    address = numeric(host, port)
+    if address is not None:
+        return [address]
+    try:
+        answers = await asyncio.get_running_loop().getaddrinfo(host, port)
+    except (OSError, UnicodeError) as exc:
+        log.warning("The bootstrap host %s cannot be resolved: %s", host, exc)
+        return []
+    found = (numeric(str(a[4][0]), port) for a in answers)
+    return list(dict.fromkeys(a for a in found if a is not None))
