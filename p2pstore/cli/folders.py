@@ -36,7 +36,7 @@ SHOWN = 20  # reasons to stay that are listed one by one; `status PATH` tells th
 @click.option("--yes", is_flag=True, help="No question.")
 @click.option("--wait", is_flag=True, help="Show progress until every file is replaced or stays.")
 @pass_shell
-def add_folder(shell: Shell, dir: str, **options: Any) -> int:
+def add_folder(shell: Shell, /, dir: str, **options: Any) -> int:
     """Watch DIR, with all below it: files at rest are stored and replaced by .f placeholders.
 
     First a preview of what would happen. On a watched DIR: changes the given settings.
@@ -172,8 +172,8 @@ def remove_folder(shell: Shell, dir: str, how: str | None) -> int:
 
 def _how_to_leave(shell: Shell, listed: dict[str, Any], dir: str) -> str | None:
     """Return what to do with placeholders: None when there are none, else what the owner says."""
-    folder = next((f for f in listed.get("folders", []) if f.get("path") == dir), {})
-    count = folder.get("placeholders", 0)
+    rows: list[dict[str, Any]] = listed.get("folders", [])
+    count = sum(row.get("placeholders", 0) for row in rows if row.get("path") == dir)
     if not count:
         return None
     if not shell.asks:

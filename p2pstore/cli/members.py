@@ -220,8 +220,9 @@ def _remove_traces(shell: Shell) -> None:
         return  # those belong to the default HOME's node
     from p2pstore.cli import desktop, service
 
-    for remove in (lambda: service.uninstall(False), desktop.remove):
+    for remove in (service.uninstall, desktop.remove):
         try:
-            remove()
+            for sentence in remove():
+                shell.say(sentence)
         except P2PStoreError as exc:
             shell.say(str(exc))

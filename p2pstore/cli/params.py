@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from p2pstore.errors import UsageError
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
-class NodePath(click.ParamType):
+
+class NodePath(click.ParamType):  # type: ignore[type-arg]  # generic only in newest click
     """An absolute path. The parent is resolved, the last part is not: a link is itself."""
 
     name = "path"
@@ -26,11 +29,13 @@ class NodePath(click.ParamType):
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
-        return [click.shell_completion.CompletionItem(incomplete, type="file")]
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in newest click
     """`5`, `10m`, `24h`, `30d` as seconds."""
 
     name = "duration"
@@ -46,7 +51,7 @@ class Duration(click.ParamType):
             self.fail(str(exc), param, ctx)
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newest click
     """`100MB`, `2GiB` as bytes."""
 
     name = "size"
@@ -60,7 +65,7 @@ class Size(click.ParamType):
             self.fail(str(exc), param, ctx)
 
 
-class ByteRange(click.ParamType):
+class ByteRange(click.ParamType):  # type: ignore[type-arg]  # generic only in newest click
     """`A-B`, both inclusive, or `A-`: as (start, end exclusive or None)."""
 
     name = "A-B"

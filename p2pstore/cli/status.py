@@ -123,10 +123,8 @@ def _part(words: str, part: Json, note: str) -> list[str]:
 
 def peer_lines(peers: Sequence[Json], now: float) -> list[str]:
     rows = [_peer_row(peer, now) for peer in peers]
-    return [
-        ("Peers  " if place == 0 else "       ") + line
-        for place, line in enumerate(show.table(rows))
-    ]
+    labels = ["Peers  ", *["       "] * len(rows)]
+    return [label + line for label, line in zip(labels, show.table(rows), strict=False)]
 
 
 def _peer_row(peer: Json, now: float) -> list[str]:
@@ -186,7 +184,7 @@ def holder_warnings(folders: Sequence[Json], peers: Sequence[Json]) -> list[Json
                 "command": "p2pstore invite",
             }
         ]
-    warnings = []
+    warnings: list[Json] = []
     for folder in folders:
         wanted = folder.get("min_copies") or 2
         if wanted > len(holders):

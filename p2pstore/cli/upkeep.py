@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -92,9 +93,9 @@ def doctor(shell: Shell, as_json: bool) -> int:
 _system = click.option("--system", is_flag=True, help="The system's service, not the user's.")
 
 
-def _tell(shell: Shell, said: object) -> None:
-    if isinstance(said, str) and said:
-        shell.result(said)
+def _tell(shell: Shell, sentences: list[str]) -> None:
+    for sentence in sentences:
+        shell.result(show.name(sentence))
 
 
 @click.group(epilog=example("p2pstore service install"))
@@ -109,7 +110,8 @@ def service_install(shell: Shell, system: bool) -> int:
     """Write, enable and start the unit."""
     from p2pstore.cli import service as units
 
-    _tell(shell, units.install(system))
+    home = shell.home if shell.home_is_chosen else None
+    _tell(shell, units.install(system=system, home=home))
     return 0
 
 
@@ -120,7 +122,7 @@ def service_uninstall(shell: Shell, system: bool) -> int:
     """Stop, disable and remove the unit; no file of yours is touched."""
     from p2pstore.cli import service as units
 
-    _tell(shell, units.uninstall(system))
+    _tell(shell, units.uninstall(system=system))
     return 0
 
 
@@ -132,7 +134,7 @@ def service_allow(shell: Shell, dir: str, system: bool) -> int:
     """Let the sandboxed service write in DIR too."""
     from p2pstore.cli import service as units
 
-    _tell(shell, units.allow(dir, system))
+    _tell(shell, units.allow(Path(dir), system=system))
     return 0
 
 
