@@ -276,18 +276,17 @@ class ChangeWatcher:
             if self._asleep_s() - asleep > ASLEEP_S:
                 asleep = self._asleep_s()
                 self._mailbox.rescan("the computer was asleep")
-            if changes:
-                stale |= self._take(changes, placed)
-            self._tell()
             # A root that is named itself is likely gone: no need to wait for the next look.
-            if now - looked >= PRESENCE_S or any(
-                path == placed.directories[0] for _, path in changes
-            ):
+            named = any(path == placed.directories[0] for _, path in changes)
+            if named or now - looked >= PRESENCE_S:
                 looked = now
                 if self._identity() != identity:
                     self._mailbox.root(gone=True)
                     self._tell()
                     return "the folder is back"
+            if changes:
+                stale |= self._take(changes, placed)
+            self._tell()
             if stale and now - began >= RESTART_S:
                 return "directories were added"
         return ""

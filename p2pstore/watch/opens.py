@@ -1,0 +1,244 @@
+"""That somebody opened a file: how a placeholder asks for its original.
+
+Hides inotify's IN_OPEN over the `asyncinotify` package. Watches stand on directories only and are
+placed by the caller, from its scan; the kernel does not say who opened, and waits for nobody. Our
+own opens are left out: `mark_own` before opening. Whether an open means "hydrate" (a person) or
+nothing (a backup, an indexer) is decided elsewhere.
+
+A directory that is removed or moved away takes its watch along; after a move the next scan places
+it under its new name, and until then opens in a moved tree may be told under old paths: a path
+told here is checked like any other.
+
+All methods but `mark_own` belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sys
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from p2pstore.clock import Clock, SystemClock
+from p2pstore.errors import Unavailable
+
+if TYPE_CHECKING:
+    from asyncinotify import Event, Inotify, Watch
+
+OWN_S = 1.0  # an open this soon after ours counts as ours
+MOST_WAITING = 10_000  # opens not yet read; more than that is no person
+# Plain numbers: arithmetic with the package's IntFlag costs more than all the rest of an event.
+_OPEN = 0x20
+_MOVE_SELF = 0x800
+_Q_OVERFLOW = 0x4000
+_IGNORED = 0x8000
+_ISDIR = 0x4000_0000
+_ONLYDIR = 0x0100_0000
+_DONT_FOLLOW = 0x0200_0000
+_EXCL_UNLINK = 0x0400_0000
+_WATCHED = _OPEN | _MOVE_SELF | _ONLYDIR | _DONT_FOLLOW | _EXCL_UNLINK
+DRAIN = 500  # events handled before other work of the loop gets its turn
+
+
+class Opened(NamedTuple):
+    root: Path
+    path: bytes  # relative to the root
+
+
+class OpenWatcher:
+    """`async with OpenWatcher() as watcher: async for root, path in watcher: ...`
+
+    One reader at a time; it ends when the watcher is closed. A reader that is cancelled loses
+    nothing. `dropped` counts opens that were lost because nobody read them in time.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.dropped = 0
+        self._clock = clock or SystemClock()
+        self._inotify: Inotify | None = None
+        self._places: dict[int, tuple[Path, bytes, Watch]] = {}  # by watch descriptor
+        self._watched: dict[tuple[Path, bytes], int] = {}
+        self._waiting: deque[Opened] = deque()
+        self._news = asyncio.Event()
+        self._closed = False
+        self._own: dict[bytes, float] = {}
+        self._own_order: deque[tuple[float, bytes]] = deque()
+
+    async def start(self) -> None:
+        if sys.platform != "linux":
+            raise Unavailable("Opens can be seen on Linux only.")
+        # Here and not above: it looks for the C library with other programs when it is imported.
+        from asyncinotify import Inotify
+
+        try:
+            self._inotify = Inotify(cache_size=64, sync_timeout=0)
+        except OSError as exc:
+            raise Unavailable(
+                "No more watches can be made; raise fs.inotify.max_user_instances."
+            ) from exc
+        asyncio.get_running_loop().add_reader(self._inotify.fd, self._drain)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._news.set()
+        if self._inotify is not None:
+            asyncio.get_running_loop().remove_reader(self._inotify.fd)
+            self._inotify.close()
+            self._inotify = None
+        self._places.clear()
+        self._watched.clear()
+
+    async def __aenter__(self) -> OpenWatcher:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> OpenWatcher:
+        return self
+
+    async def __anext__(self) -> Opened:
+        while not self._closed:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._news.clear()
+            await self._news.wait()
+        raise StopAsyncIteration
+
+    # --- watches -------------------------------------------------------------------------------
+
+    @property
+    def directories(self) -> int:
+        return len(self._places)
+
+    def add_directory(self, root: Path, directory: bytes) -> bool:
+        """Watch one directory (empty bytes: the root); False when it is not there (any more).
+
+        Again for a known one is cheap and mends its name after a move. Unavailable at the limit
+        of watches.
+        """
+        from asyncinotify import Mask
+
+        if self._inotify is None:
+            raise Unavailable("The watcher of opens is not running.")
+        try:
+            watch = self._inotify.add_watch(_whole(root, directory), Mask(_WATCHED))
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+                return False
+            if exc.errno in (errno.ENOSPC, errno.ENOMEM):
+                raise Unavailable(
+                    "The limit of watched directories is reached; raise "
+                    "fs.inotify.max_user_watches."
+                ) from exc
+            raise
+        before = self._places.get(watch.wd)
+        if before is not None:
+            self._watched.pop(before[:2], None)
+        place = (root, directory)
+        other = self._watched.get(place)
+        if other is not None and other != watch.wd:
+            self._forget(other)  # the name belongs to a new directory now
+        self._places[watch.wd] = (root, directory, watch)
+        self._watched[place] = watch.wd
+        return True
+
+    def remove_directory(self, root: Path, directory: bytes) -> None:
+        """No more of this directory and of all below it."""
+        beneath = directory + b"/" if directory else b""
+        for wd, (its_root, path, _) in list(self._places.items()):
+            if its_root == root and (path == directory or path.startswith(beneath)):
+                self._forget(wd)
+
+    def remove_root(self, root: Path) -> None:
+        self.remove_directory(root, b"")
+
+    def _forget(self, wd: int) -> None:
+        root, path, watch = self._places.pop(wd)
+        if self._watched.get((root, path)) == wd:
+            del self._watched[root, path]
+        if self._inotify is not None:
+            try:
+                self._inotify.rm_watch(watch)
+            except OSError as exc:
+                if exc.errno != errno.EINVAL:  # the kernel took it away already
+                    raise
+
+    # --- our own opens -------------------------------------------------------------------------
+
+    def mark_own(self, path: bytes | str | os.PathLike[str], now: float | None = None) -> None:
+        """Before we open this absolute path ourselves: opens within a second are not told.
+
+        `now` is monotonic. From any thread.
+        """
+        now = self._clock.monotonic() if now is None else now
+        raw = os.fsencode(path)
+        self._own[raw] = now + OWN_S
+        self._own_order.append((now + OWN_S, raw))
+        while self._own_order and self._own_order[0][0] < now - OWN_S:
+            try:
+                until, old = self._own_order.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            if self._own.get(old) == until:
+                self._own.pop(old, None)
+
+    def _is_own(self, root: Path, path: bytes) -> bool:
+        until = self._own.get(_whole(root, path))
+        return until is not None and self._clock.monotonic() <= until
+
+    # --- events --------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        for _ in range(DRAIN):
+            event = None if self._inotify is None else self._inotify.sync_get()
+            if event is None:
+                return
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        mask = event.mask.value
+        watch = event.watch
+        if mask & _Q_OVERFLOW:
+            self.dropped += 1
+        if watch is None:
+            return
+        place = self._places.get(watch.wd)
+        if place is None:
+            return
+        root, directory, _ = place
+        if mask & _IGNORED:
+            self._forget_silently(watch.wd)
+        elif mask & _MOVE_SELF:
+            self.remove_directory(root, directory)
+        elif mask & _OPEN and not mask & _ISDIR and event.name is not None:
+            name = os.fsencode(event.name)
+            self._tell(root, directory + b"/" + name if directory else name)
+
+    def _forget_silently(self, wd: int) -> None:
+        root, path, _ = self._places.pop(wd)
+        if self._watched.get((root, path)) == wd:
+            del self._watched[root, path]
+
+    def _tell(self, root: Path, path: bytes) -> None:
+        if self._is_own(root, path):
+            return
+        if len(self._waiting) >= MOST_WAITING:
+            self.dropped += 1
+            return
+        self._waiting.append(Opened(root, path))
+        self._news.set()
+
+
+def _whole(root: Path, path: bytes) -> bytes:
+    return os.fsencode(root) + b"/" + path if path else os.fsencode(root)
