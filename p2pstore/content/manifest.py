@@ -24,9 +24,10 @@ and nothing behind it.
              "share": sealed under a share secret
 
 A placeholder is known by its first bytes, never by its suffix. At most 4 KiB are ever written,
-whatever the file: chunk lists, attributes and holes that do not fit become blocks (`fit_manifest`). At most
-16 KiB are read: later versions may need more. The text is shown and authenticated but never parsed
-back; the name in it is cut to 120 characters and escaped, without control or bidi characters.
+whatever the file: chunk lists, attributes and holes that do not fit become blocks
+(`fit_manifest`). At most 16 KiB are read: later versions may need more. The text is shown and
+authenticated but never parsed back; the name in it is cut to 120 characters and escaped, without
+control or bidi characters.
 """
 
 from __future__ import annotations
@@ -137,9 +138,7 @@ def seal_manifest(
     clear = text + _FIXED.pack(0, _VERSION, keys.epoch, nonce, length)
     raw = clear + _seal(envelope, clear, nonce, keys.manifest)
     if len(raw) > MAX_SIZE:
-        raise LocalProtocolError(
-            f"a placeholder of {len(raw)} bytes: call `fit_manifest` before sealing"
-        )
+        raise LocalProtocolError(f"a placeholder of {len(raw)} bytes: `fit_manifest` first")
     return raw
 
 
