@@ -1,25 +1,34 @@
 """Links to peers over TLS (or in memory), and who they are; the door of the package."""
 
+from p2pstore.net.connections import Connections, pause_after
+from p2pstore.net.discovery import Discovery, local_addresses
 from p2pstore.net.endpoint import Endpoint, Handler, LinkWatcher, Transport, refuse_all
 from p2pstore.net.limits import Limits
 from p2pstore.net.link import STRANGER, Address, Exchange, Link, Request, WrongPeer
 from p2pstore.net.memory import MemoryNetwork, MemoryTransport
+from p2pstore.net.peers import KnownPeer, PeerBook
 from p2pstore.net.transport import TlsTransport
 
 __all__ = [
     "STRANGER",
     "Address",
+    "Connections",
+    "Discovery",
     "Endpoint",
     "Exchange",
     "Handler",
+    "KnownPeer",
     "Limits",
     "Link",
     "LinkWatcher",
     "MemoryNetwork",
     "MemoryTransport",
+    "PeerBook",
     "Request",
     "TlsTransport",
     "Transport",
     "WrongPeer",
+    "local_addresses",
+    "pause_after",
     "refuse_all",
 ]

@@ -122,16 +122,16 @@ class Request:
         while not self._inbox:
             if self.link.is_closed:
                 raise self.link.gone()
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self.link.waiter(timeout_s)
             try:
-                async with asyncio.timeout(timeout_s):
-                    await self._waiter
+                await self._waiter
             except TimeoutError as exc:
                 raise Unavailable("The asker stopped sending.") from exc
             finally:
                 self._waiter = None
         message, payload = self._inbox.popleft()
-        self.link.release(len(payload))
+        if payload:
+            self.link.release(len(payload))
         return message, payload
 
     def put(self, message: Message, payload: bytes) -> None:
@@ -201,28 +201,30 @@ class Exchange:
 
     async def receive(self, timeout_s: float = REQUEST_TIMEOUT_S) -> tuple[Message, bytes]:
         """The next answer. FAIL is raised as its error, silence as Unavailable."""
+        link = self.link
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._receive()
+            if self._first is not None:
+                if link.must_wait or not link.session.may_open:
+                    async with asyncio.timeout(timeout_s):
+                        await self.open()
+                else:
+                    await self.open()
+            while not self._inbox:
+                if link.is_closed:
+                    raise link.gone()
+                if self._done:
+                    raise LocalProtocolError("The final answer was taken already.")
+                self._waiter = link.waiter(timeout_s)
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
         except TimeoutError as exc:
-            raise Unavailable(f"{self.link} did not answer in time.") from exc
-
-    async def _receive(self) -> tuple[Message, bytes]:
-        if self._first is not None:
-            await self.open()
-        while not self._inbox:
-            if self.link.is_closed:
-                raise self.link.gone()
-            if self._done:
-                raise LocalProtocolError("The final answer was taken already.")
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            raise Unavailable(f"{link} did not answer in time.") from exc
         message, payload = self._inbox.popleft()
-        self.link.release(len(payload))
-        if isinstance(message, Fail):
+        if payload:
+            link.release(len(payload))
+        if type(message) is Fail:
             raise error_of(message)
         return message, payload
 
@@ -400,6 +402,13 @@ class Link(asyncio.BufferedProtocol):
             await waiter
         finally:
             self._waiters.discard(waiter)
+
+    def waiter(self, timeout_s: float) -> asyncio.Future[None]:
+        """A future that fails with TimeoutError. An asyncio.timeout for each answer is dearer."""
+        waiter = self._loop.create_future()
+        timer = self._loop.call_later(timeout_s, _expire, waiter)
+        waiter.add_done_callback(lambda _: timer.cancel())
+        return waiter
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, set()
@@ -711,3 +720,8 @@ class Link(asyncio.BufferedProtocol):
             self._end(exc)
         finally:
             self._pinging = False
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())

@@ -1,0 +1,231 @@
+"""One link to each peer that we want, made again when it breaks.
+
+Of two links to the same peer one stays: when both came up within `TOGETHER_S` (both nodes dialled
+at once), the one that the node with the lower id dialled; otherwise the newer, because nobody dials
+a peer to which he has a link that he believes in. The other one is retired: it ends when nothing is
+under way on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+
+from p2pstore.clock import Clock, SystemClock
+from p2pstore.errors import P2PStoreError, PeerUnreachable
+from p2pstore.ids import NodeId, short
+from p2pstore.net.endpoint import Transport
+from p2pstore.net.link import Address, Link
+from p2pstore.net.peers import PeerBook
+from p2pstore.net.tasks import TaskOwner
+from p2pstore.wire import MAX_ADDRESSES, format_address
+
+log = logging.getLogger(__name__)
+
+TOGETHER_S = 10.0
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 300.0  # a laptop that comes home is found within five minutes, without mDNS
+SAVE_EVERY_S = 30.0
+STEADY_S = 60.0  # a link that lived so long was no failure
+
+
+def pause_after(failures: int, dice: float) -> float:
+    """Seconds to wait after `failures` in a row; `dice` in [0, 1) spreads those who wait alike."""
+    longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16))
+    return longest * (0.5 + dice / 2)
+
+
+def keeps_old(old: Link, new: Link, us: NodeId) -> bool:
+    """Whether of two links to one peer the older stays; both ends come to the same answer."""
+    if abs(new.connected_at - old.connected_at) > TOGETHER_S:
+        return False
+    if old.is_dialled == new.is_dialled:
+        return False
+    return old.is_dialled == (us < new.node_id)
+
+
+class Connections:
+    def __init__(
+        self,
+        transport: Transport,
+        book: PeerBook,
+        *,
+        clock: Clock | None = None,
+        dice: Callable[[], float] = random.random,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        find: Callable[[NodeId], Awaitable[Iterable[Address]]] | None = None,
+    ) -> None:
+        """`find` asks for addresses elsewhere (the DHT) when those in the book do not answer."""
+        self._transport = transport
+        self._book = book
+        self._clock: Clock = clock or SystemClock()
+        self._dice = dice
+        self._pause = pause
+        self._find = find
+        self._tasks = TaskOwner()
+        self._links: dict[NodeId, Link] = {}
+        self._wanted: dict[NodeId, asyncio.Task[None]] = {}
+        self._dialling: dict[NodeId, asyncio.Task[Link]] = {}
+        self._wake: dict[NodeId, asyncio.Event] = {}
+        self._closed = False
+        transport.watch(self._changed)
+
+    def start(self) -> None:
+        """Save the book from time to time."""
+        self._tasks.start(self._save_for_ever())
+
+    async def close(self) -> None:
+        """Stop dialling and save the book; the links are the transport's to close."""
+        self._closed = True
+        await self._tasks.close()
+        await asyncio.to_thread(self._book.save)
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def get(self, node_id: NodeId) -> Link | None:
+        """The link to that node, when there is one now."""
+        link = self._links.get(node_id)
+        return link if link is not None and not link.is_closed else None
+
+    def links(self) -> list[Link]:
+        return [link for link in self._links.values() if not link.is_closed]
+
+    async def connect(self, target: NodeId | Address, addresses: Iterable[Address] = ()) -> Link:
+        """The link to a node, dialled when there is none, or to whoever is at an address.
+
+        PeerUnreachable when no address answers. Callers at the same time share one attempt.
+        """
+        if isinstance(target, tuple):
+            link = await self._transport.dial(*target)
+            self._settle(link)
+            return self.get(link.node_id) or link
+        for address in addresses:
+            self._book.note_address(target, address)
+        link_now = self.get(target)
+        if link_now is not None:
+            return link_now
+        task = self._dialling.get(target)
+        if task is None:
+            task = self._tasks.start(self._dial_all(target))
+            task.add_done_callback(_seen)
+            self._dialling[target] = task
+            task.add_done_callback(lambda _: self._dialling.pop(target, None))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # we are being closed, the caller is not
+                raise PeerUnreachable("The network was closed.") from None
+            raise
+
+    def want(self, node_id: NodeId) -> None:
+        """Keep a link to that node from now on."""
+        if node_id not in self._wanted and not self._closed:
+            self._wake[node_id] = asyncio.Event()
+            self._wanted[node_id] = self._tasks.start(self._keep_linked(node_id))
+
+    def unwant(self, node_id: NodeId) -> None:
+        """Dial no more; a link that is up stays."""
+        task = self._wanted.pop(node_id, None)
+        if task is not None:
+            task.cancel()
+            del self._wake[node_id]
+
+    def retry(self, node_id: NodeId | None = None) -> None:
+        """Something changed (an address was found, the network is back): dial now, not later."""
+        for wanted, event in self._wake.items():
+            if node_id is None or node_id == wanted:
+                event.set()
+
+    # -- the work ----------------------------------------------------------------------------
+
+    async def _dial_all(self, node_id: NodeId) -> Link:
+        tried: set[Address] = set()
+        errors: list[str] = []
+        link = await self._dial_each(node_id, self._book.addresses(node_id), tried, errors)
+        if link is None and self._find is not None:
+            found = tuple(await self._find(node_id))[:MAX_ADDRESSES]
+            link = await self._dial_each(node_id, found, tried, errors)
+        if link is None:
+            reason = " ".join(errors) or "No address of it is known."
+            raise PeerUnreachable(f"Node {short(node_id)} cannot be reached. {reason}")
+        self._settle(link)
+        return self.get(node_id) or link
+
+    async def _dial_each(
+        self, node_id: NodeId, addresses: Iterable[Address], tried: set[Address], errors: list[str]
+    ) -> Link | None:
+        for address in addresses:
+            link = self.get(node_id)  # it may have dialled us meanwhile
+            if link is not None:
+                return link
+            if address in tried:
+                continue
+            tried.add(address)
+            try:
+                return await self._transport.dial(*address, expect=node_id)
+            except P2PStoreError as exc:
+                log.debug("Dialling %s: %s", format_address(*address), exc)
+                errors.append(str(exc))
+        return None
+
+    async def _keep_linked(self, node_id: NodeId) -> None:
+        failures = 0
+        while True:
+            self._wake[node_id].clear()
+            began = self._clock.monotonic()
+            try:
+                link = await self.connect(node_id)
+                await link.wait_closed()
+            except P2PStoreError as exc:
+                log.debug("Keeping a link to %s: %s", short(node_id), exc)
+            if self.get(node_id) is not None:
+                continue  # another link took over
+            lived = self._clock.monotonic() - began
+            failures = 1 if lived >= STEADY_S else failures + 1
+            await self._pause_or_wake(node_id, pause_after(failures, self._dice()))
+
+    async def _pause_or_wake(self, node_id: NodeId, seconds: float) -> None:
+        pause = asyncio.ensure_future(self._pause(seconds))
+        wake = asyncio.ensure_future(self._wake[node_id].wait())
+        try:
+            await asyncio.wait({pause, wake}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pause.cancel()
+            wake.cancel()
+            await asyncio.wait({pause, wake})
+
+    def _changed(self, link: Link, is_up: bool) -> None:
+        if is_up:
+            self._settle(link)
+        elif self._links.get(link.node_id) is link:
+            del self._links[link.node_id]
+
+    def _settle(self, link: Link) -> None:
+        old = self.get(link.node_id)
+        if old is link or link.is_closed:
+            return
+        self._book.note_link(link, int(self._clock.wall() * 1000))
+        if old is not None and keeps_old(old, link, self._transport.node_id):
+            link.retire()
+            return
+        self._links[link.node_id] = link
+        if old is not None:
+            old.retire()
+        elif link.node_id in self._wake:
+            self._wake[link.node_id].set()
+
+    async def _save_for_ever(self) -> None:
+        while True:
+            await self._pause(SAVE_EVERY_S)
+            try:
+                await asyncio.to_thread(self._book.save)
+            except OSError as exc:
+                log.warning("The list of known peers could not be written: %s", exc)
+
+
+def _seen(task: asyncio.Task[Link]) -> None:
+    """An attempt whose caller has gone away fails in silence."""
+    if not task.cancelled():
+        task.exception()
