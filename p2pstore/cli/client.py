@@ -144,19 +144,15 @@ class RunningNode:
     ) -> Iterator[http.client.HTTPResponse]:
         import http.client
 
-        connection = http.client.HTTPConnection("localhost")
-        try:
-            connection.sock = _connected(self._path)
-            connection.request(verb, url, body, dict(headers))
-            response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as exc:
-            connection.close()
-            raise not_running() from exc
-        try:
-            yield response
-        finally:
-            response.close()
-            connection.close()
+        with contextlib.closing(http.client.HTTPConnection("localhost")) as connection:
+            try:
+                connection.sock = _connected(self._path)
+                connection.request(verb, url, body, dict(headers))
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as exc:
+                raise not_running() from exc
+            with response:
+                yield response
 
     def _line(self, response: http.client.HTTPResponse) -> bytes:
         from http.client import HTTPException

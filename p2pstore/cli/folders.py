@@ -63,7 +63,7 @@ def add_folder(shell: Shell, /, dir: str, **options: Any) -> int:
         return 0
     goes_on = (
         f"The node goes on protecting {show.path(dir)}; "
-        f"to stop that: p2pstore pause {show.path(dir)}"
+        f"to stop that: p2pstore pause {show.argument(dir)}"
     )
     with shell.waiting(goes_on) as meter:
         settled = node.call("wait_folder", meter, dir=dir)
@@ -283,7 +283,7 @@ def _entry_state(entry: dict[str, Any]) -> str:
 def pause(shell: Shell, dir: str) -> int:
     """Leave DIR alone until `resume`: nothing is stored, replaced or concluded from it."""
     shell.node().call("pause", dir=dir)
-    shell.result(f"{show.path(dir)} is paused. Go on with: p2pstore resume {show.path(dir)}")
+    shell.result(f"{show.path(dir)} is paused. Go on with: p2pstore resume {show.argument(dir)}")
     return 0
 
 

@@ -222,7 +222,6 @@ def _remove_traces(shell: Shell) -> None:
 
     for remove in (service.uninstall, desktop.remove):
         try:
-            for sentence in remove():
-                shell.say(sentence)
+            shell.say(remove())
         except P2PStoreError as exc:
             shell.say(str(exc))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-
-_UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
 def name(text: object) -> str:
@@ -35,6 +34,22 @@ def path(text: object) -> str:
     return shown
 
 
+def argument(text: object) -> str:
+    """Return a path as it can be pasted into a shell behind a command that we propose."""
+    full = str(text)
+    if not full.isprintable():
+        return f"$'{''.join(_shell_escaped(ch) for ch in full)}'"
+    shown = path(full)
+    tilde = "~/" if shown.startswith("~/") else ""
+    return tilde + shlex.quote(shown[len(tilde) :])
+
+
+def _shell_escaped(ch: str) -> str:
+    if ch.isprintable():
+        return f"\\{ch}" if ch in "'\\" else ch
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(ch))
+
+
 def size(count: float | None) -> str:
     """Return bytes as `3.1 GB`, decimal units as in shops and file managers."""
     number, unit = _scaled(count or 0)
@@ -51,13 +66,10 @@ def size_of(done: float, total: float) -> str:
 
 
 def _scaled(count: float) -> tuple[str, str]:
-    exponent = 0
-    # 999.5 would be shown as 1000 of the smaller unit.
-    while count >= 999.5 and exponent < len(_UNITS) - 1:
-        count /= 1000
-        exponent += 1
-    digits = 0 if exponent == 0 or count >= 99.95 else 1
-    return f"{count:.{digits}f}", _UNITS[exponent]
+    from p2pstore.config import format_size
+
+    number, _, unit = format_size(int(count)).rpartition(" ")
+    return number, unit
 
 
 def number(count: int) -> str:

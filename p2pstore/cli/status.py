@@ -72,6 +72,7 @@ def _address(ui: str) -> str:
 
 def folder_lines(folder: Json, now: float) -> list[str]:
     path = show.path(folder.get("path", ""))
+    typed = show.argument(folder.get("path", ""))
     if folder.get("missing_since"):
         since = show.moment(folder["missing_since"], now)
         return [f"{path}      not plugged in since {since}; goes on by itself"]
@@ -107,11 +108,11 @@ def folder_lines(folder: Json, now: float) -> list[str]:
         change = folder["mass_change"]
         lines.append(
             f"  paused: {change.get('gone', 0):,} of {change.get('total', 0):,} files are gone or "
-            f"changed at once. Meant: p2pstore resume {path} --accept   "
-            f"Not meant: p2pstore resume {path} --undo"
+            f"changed at once. Meant: p2pstore resume {typed} --accept   "
+            f"Not meant: p2pstore resume {typed} --undo"
         )
     elif folder.get("paused"):
-        lines.append(f"  paused; go on with: p2pstore resume {path}")
+        lines.append(f"  paused; go on with: p2pstore resume {typed}")
     return lines
 
 
@@ -185,20 +186,20 @@ def holder_warnings(folders: Sequence[Json], peers: Sequence[Json]) -> list[Json
             }
         ]
     warnings: list[Json] = []
+    count = len(holders)
+    names = ", ".join(peer_name(peer) for peer in holders)
+    there = f"there {'is' if count == 1 else 'are'} {count} ({names})"
+    accept = "one copy" if count == 1 else f"{count} copies"
     for folder in folders:
         wanted = folder.get("min_copies") or 2
-        if wanted > len(holders):
-            names = ", ".join(peer_name(peer) for peer in holders)
-            path = show.path(folder.get("path", ""))
-            is_are = "is" if len(holders) == 1 else "are"
-            warnings.append(
-                {
-                    "text": f"{path} needs {wanted} other holders, there {is_are} {len(holders)} "
-                    f"({names}). Invite one, or accept "
-                    f"{'one copy' if len(holders) == 1 else f'{len(holders)} copies'}:",
-                    "command": f"p2pstore add-folder {path} --min-copies {len(holders)}",
-                }
+        path = folder.get("path", "")
+        if wanted > count:
+            text = (
+                f"{show.path(path)} needs {wanted} other holders, {there}. "
+                f"Invite one, or accept {accept}:"
             )
+            command = f"p2pstore add-folder {show.argument(path)} --min-copies {count}"
+            warnings.append({"text": text, "command": command})
     return warnings
 
 

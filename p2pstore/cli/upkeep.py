@@ -93,8 +93,8 @@ def doctor(shell: Shell, as_json: bool) -> int:
 _system = click.option("--system", is_flag=True, help="The system's service, not the user's.")
 
 
-def _tell(shell: Shell, sentences: list[str]) -> None:
-    for sentence in sentences:
+def _tell(shell: Shell, sentences: str) -> None:
+    for sentence in sentences.splitlines():
         shell.result(show.name(sentence))
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from p2pstore.config import format_size
+
 Json = Mapping[str, Any]
 
 _PAGE = """<!doctype html>
@@ -206,15 +208,7 @@ def _text(value: object) -> str:
 
 
 def _size(count: object) -> str:
-    size = float(count) if isinstance(count, (int, float)) else 0.0
-    if size < 999.5:
-        return f"{size:.0f} B"
-    units = ["PB", "TB", "GB", "MB", "KB"]
-    size /= 1000
-    while size >= 999.5 and len(units) > 1:
-        size /= 1000
-        units.pop()
-    return f"{size:.{0 if size >= 99.95 else 1}f} {units[-1]}"
+    return format_size(int(count)) if isinstance(count, (int, float)) else "0 B"
 
 
 def _span(seconds: float) -> str:
