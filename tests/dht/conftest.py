@@ -119,9 +119,9 @@ class Sim:
         self.latency_s = (0.005, 0.04)
         self.carried: Counter[str] = Counter()
         self.tap: Callable[[bytes, Any, Any], None] = lambda raw, source, target: None
+        self.lose: Callable[[bytes, Any, Any], bool] = lambda raw, source, target: False
         self.settings = DhtSettings(packets_in_s=None, unproven_in_s=None, packets_out_s=None)
         self.errors: list[dict[str, Any]] = []
-        self.homes: dict[bytes, list[tuple[str, int]]] = {}
         self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
 
     def key(self, number: int) -> SigningKey:
@@ -132,7 +132,7 @@ class Sim:
         self.carried["datagrams"] += 1
         self.carried["bytes"] += len(raw)
         self.tap(raw, source, target)
-        if self.dice.random() >= self.loss:
+        if self.dice.random() >= self.loss and not self.lose(raw, source, target):
             self.loop.call_later(
                 self.dice.uniform(*self.latency_s), self._deliver, raw, source, target
             )
