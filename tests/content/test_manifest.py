@@ -120,6 +120,20 @@ def test_another_epochs_keys_do_not_open(
         open_manifest(seal_manifest(manifest(), wrong, device, CHAIN, NONCE), ring)
 
 
+def test_a_signature_made_for_another_use_is_refused(
+    manifest: Make,
+    keys: EpochKeys,
+    ring: Keyring,
+    device: SigningKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:  # the seal is right: a group member made it
+        patch.setattr("p2pstore.content.manifest.MANIFEST_CONTEXT", b"p2pstore 2026 head")
+        raw = seal_manifest(manifest(), keys, device, CHAIN, NONCE)
+    with pytest.raises(IntegrityError, match="signature"):
+        open_manifest(raw, ring)
+
+
 def test_a_share_opens_with_its_secret_alone(manifest: Make, device: SigningKey) -> None:
     share = EpochKeys.of_share(b"x" * 32)
     made = msgspec.structs.replace(manifest(), kind="share")
