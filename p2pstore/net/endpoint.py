@@ -112,6 +112,11 @@ class Endpoint(ABC):
     def links(self) -> list[Link]:
         return [link for link in self._links if link.is_ready and not link.is_closed]
 
+    @property
+    def count(self) -> int:
+        """Connections of every kind, those that begin or end included."""
+        return len(self._links)
+
     def watch(self, watcher: LinkWatcher) -> None:
         self._watchers.append(watcher)
 

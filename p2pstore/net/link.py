@@ -336,6 +336,7 @@ class Link(asyncio.BufferedProtocol):
                 await asyncio.shield(self._gone)
         except TimeoutError:
             self.abort()
+            await asyncio.shield(self._gone)
 
     def abort(self) -> None:
         """End the link at once, without a word."""
