@@ -45,6 +45,7 @@ from p2pstore.content.bundle import (
     salvage,
     signed_list,
     trailer,
+    trailer_of,
     verify_signed_list,
 )
 from p2pstore.content.chunker import (
@@ -347,6 +348,7 @@ __all__ = [
     "spill_list",
     "token_hash",
     "trailer",
+    "trailer_of",
     "verify_grant",
     "verify_head",
     "verify_live_map",

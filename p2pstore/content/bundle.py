@@ -229,7 +229,15 @@ def trailer(header_bytes: bytes, blocks: BlockList, key: SigningKey) -> bytes:
     if not blocks.entries:
         raise LocalProtocolError("a bundle without blocks is not sealed but abandoned")
     listed = blocks.encode()
-    signature = sign(LIST_CONTEXT, header_bytes + listed, key)
+    return _trailer(listed, sign(LIST_CONTEXT, header_bytes + listed, key))
+
+
+def trailer_of(index: BundleIndex) -> bytes:
+    """The same bytes again, for who writes the file of a bundle that another device sealed."""
+    return _trailer(index.blocks.encode(), index.signature)
+
+
+def _trailer(listed: bytes, signature: bytes) -> bytes:
     return listed + signature + _FOOTER.pack(len(listed), 0, END_MAGIC)
 
 

@@ -31,6 +31,7 @@ from p2pstore.content import (
     salvage,
     signed_list,
     trailer,
+    trailer_of,
     verify_signed_list,
 )
 from p2pstore.errors import FormatError, IntegrityError, LocalProtocolError
@@ -217,4 +218,5 @@ def test_golden_bundles(
         assert bundle_tag(keys.tag, index.header.bundle_id).hex() == vector["tag"]
         rewritten = raw[:HEADER_SIZE], index.blocks, device
         assert raw.endswith(trailer(*rewritten))
+        assert trailer_of(index) == trailer(*rewritten)
         assert encode_header(index.header) == raw[:HEADER_SIZE]
