@@ -13,6 +13,7 @@ ceil(log2(nodes / k)) + 1 bits the k nodes nearest to its middle hold all nodes 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +24,9 @@ from kademlia.node import Node
 from p2pstore.dht.address import Address, subnet
 from p2pstore.dht.protocol import SignedProtocol
 from p2pstore.dht.routing import ID_BITS
+
+# The package announces each crawl at info, with all its peers: that is for its own debugging.
+logging.getLogger("kademlia.crawling").setLevel(logging.WARNING)
 
 SLOW_S = 0.5  # just after the second sending
 MAX_QUESTIONS = 120  # six times k; an honest crawl of a million nodes needs about forty

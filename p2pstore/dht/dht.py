@@ -117,6 +117,7 @@ class Dht:
         )
         self._record_ms = 0
         self._faults = 0
+        self._told = False
         self._ways_in: tuple[Address, ...] = ()
         self._names: tuple[tuple[str, int], ...] = ()
         self._group: asyncio.TaskGroup | None = None
@@ -421,6 +422,8 @@ class Dht:
                     if self._clock.monotonic() >= when:
                         due[work] = self._clock.monotonic() + every[work]
                         await work()
+                if not self._told:
+                    due[self._publish] = self._clock.monotonic()  # nobody was there to hear it
                 self._remember()
             except Exception:
                 log.exception("The upkeep of the DHT failed; it goes on in an hour.")
@@ -449,7 +452,7 @@ class Dht:
         await self._server.upkeep()
 
     async def _publish(self) -> None:
-        await self.refresh_record()
+        self._told = await self.refresh_record() > 0
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._group is None:
