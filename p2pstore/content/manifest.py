@@ -25,7 +25,7 @@ and nothing behind it.
 
 A placeholder is known by its first bytes, never by its suffix. At most 4 KiB are ever written,
 whatever the file: chunk lists, attributes and holes that do not fit become blocks
-(`fit_manifest`). At most 16 KiB are read: later versions may need more. The text is shown and
+(`fit`). At most 16 KiB are read: later versions may need more. The text is shown and
 authenticated but never parsed back; the name in it is cut to 120 characters and escaped, without
 control or bidi characters.
 """
@@ -124,7 +124,7 @@ def manifest_hash(raw: bytes) -> bytes:
 def seal_manifest(
     manifest: Manifest, keys: EpochKeys, signer: SigningKey, chain: bytes, nonce: bytes
 ) -> bytes:
-    """The whole `.f`; `nonce` is 24 fresh random bytes. What may not fit: `fit_manifest` first."""
+    """The whole `.f`; `nonce` is 24 fresh random bytes. What may not fit: `fit` first."""
     if len(nonce) != 24:
         raise ValueError("a manifest needs a nonce of 24 bytes")
     check_manifest(manifest)
@@ -138,7 +138,7 @@ def seal_manifest(
     clear = text + _FIXED.pack(0, _VERSION, keys.epoch, nonce, length)
     raw = clear + _seal(envelope, clear, nonce, keys.manifest)
     if len(raw) > MAX_SIZE:
-        raise LocalProtocolError(f"a placeholder of {len(raw)} bytes: `fit_manifest` first")
+        raise LocalProtocolError(f"a placeholder of {len(raw)} bytes: `fit` first")
     return raw
 
 
@@ -204,7 +204,7 @@ def check_manifest(manifest: Manifest) -> None:
         raise FormatError("a manifest whose chunks do not add up to its size")
 
 
-def complete_manifest(manifest: Manifest, extra: bytes) -> Manifest:
+def complete(manifest: Manifest, extra: bytes) -> Manifest:
     """With the attributes and holes from the payload of its extra block."""
     whole = msgspec.structs.replace(manifest, meta=with_extra(manifest.meta, extra))
     check_manifest(whole)
@@ -219,7 +219,7 @@ def fits_inline(manifest: Manifest, chain: bytes) -> bool:
     return len(_text(manifest.meta, MAX_TEXT)) + _FIXED.size + sealed <= MAX_SIZE
 
 
-def fit_manifest(manifest: Manifest, chain: bytes, store: Store) -> Manifest:
+def fit(manifest: Manifest, chain: bytes, store: Store) -> Manifest:
     """The same, with what does not fit 4 KiB given to `store` as blocks of the meta bundle."""
     if needs_extra(manifest.meta):
         manifest = _spill_extra(manifest, store)

@@ -18,9 +18,9 @@ from p2pstore.content import (
     EpochKeys,
     Keyring,
     Manifest,
-    complete_manifest,
+    complete,
     epoch_of,
-    fit_manifest,
+    fit,
     fits_inline,
     looks_like_manifest,
     manifest_hash,
@@ -221,14 +221,14 @@ def test_a_placeholder_never_exceeds_four_kib(
     version = {NodeId(bytes([i]) * 20): 2**40 for i in range(devices)}
     made = manifest(name=name, chunks=chunks, xattrs=xattrs)
     made = msgspec.structs.replace(made, version=version)
-    fitted = fit_manifest(made, b"c" * chain, blocks.store)
+    fitted = fit(made, b"c" * chain, blocks.store)
     raw = seal_manifest(fitted, keys, device, b"c" * chain, NONCE)
     assert len(raw) <= MAX_SIZE
     opened = open_manifest(raw, ring).manifest
     entries = tuple(each for _, _, each in walk(opened.chunks, blocks.load))
     assert entries == made.chunks.entries
     if opened.meta.extra is not None:
-        opened = complete_manifest(opened, blocks.load(*opened.meta.extra))
+        opened = complete(opened, blocks.load(*opened.meta.extra))
     assert opened.meta == made.meta
 
 
@@ -252,7 +252,7 @@ def test_the_worst_of_everything_fits(
         parent=b"p" * 32,
     )
     chain = b"c" * MAX_CHAIN
-    fitted = fit_manifest(made, chain, blocks.store)
+    fitted = fit(made, chain, blocks.store)
     raw = seal_manifest(fitted, keys, device, chain, NONCE)
     assert len(raw) <= MAX_SIZE
     assert b"  name: \xc3\xbc" in raw
