@@ -1,0 +1,30 @@
+"""What happens in watched folders: a scan tells what is there, watchers give hints. The door.
+
+`watchfiles` and `asyncinotify` are loaded with it or later; nothing that must start quickly enters.
+"""
+
+from p2pstore.watch.changes import (
+    Changed,
+    ChangeWatcher,
+    Event,
+    RescanWanted,
+    RootBack,
+    RootGone,
+)
+from p2pstore.watch.opens import Opened, OpenWatcher
+from p2pstore.watch.scan import OWN_DIRECTORY, Seen, Unread, scan
+
+__all__ = [
+    "OWN_DIRECTORY",
+    "ChangeWatcher",
+    "Changed",
+    "Event",
+    "OpenWatcher",
+    "Opened",
+    "RescanWanted",
+    "RootBack",
+    "RootGone",
+    "Seen",
+    "Unread",
+    "scan",
+]

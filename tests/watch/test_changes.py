@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import p2pstore.watch.changes as door
 from p2pstore.errors import UsageError
-from p2pstore.watch import changes as door
 from p2pstore.watch.changes import (
     Changed,
     ChangeWatcher,

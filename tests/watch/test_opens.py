@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import p2pstore.watch.opens as door
 from p2pstore.clock import ManualClock
 from p2pstore.errors import Unavailable
-from p2pstore.watch import opens as door
 from p2pstore.watch.opens import OpenWatcher
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="watching is of Linux")
@@ -193,6 +193,21 @@ async def test_directory_replaced_by_another_of_its_name(
     touch(tmp_path / "away" / "a" / "y.f")
     touch(tmp_path / "p" / "a" / "x.f")
     assert await told(watcher, tmp_path) == [b"p/a/x.f"]
+
+
+async def test_old_name_of_a_moved_directory_is_free_for_another(
+    watcher: OpenWatcher, tmp_path: Path
+) -> None:
+    (tmp_path / "old" / "in").mkdir(parents=True)
+    watcher.add_directory(tmp_path, b"old/in")
+    (tmp_path / "old").rename(tmp_path / "new")
+    watcher.add_directory(tmp_path, b"new/in")
+    (tmp_path / "old" / "in").mkdir(parents=True)
+    watcher.add_directory(tmp_path, b"old/in")
+    assert watcher.directories == 2
+    (tmp_path / "new" / "in" / "x.f").touch()
+    (tmp_path / "old" / "in" / "y.f").touch()
+    assert await told(watcher, tmp_path) == [b"new/in/x.f", b"old/in/y.f"]
 
 
 async def test_removing_covers_what_is_below_and_no_namesake(

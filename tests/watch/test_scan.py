@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from p2pstore import syscalls
-from p2pstore.watch import scan as door
 from p2pstore.watch.scan import Seen, Unread, scan
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="watching is of Linux")
@@ -197,7 +196,7 @@ def test_listing_that_breaks_off_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     tree(tmp_path)
     with os.scandir(tmp_path) as entries:
         top = next(entry for entry in entries if entry.name == "top")
-    monkeypatch.setattr(door.os, "scandir", lambda fd: Breaking(top))
+    monkeypatch.setattr(os, "scandir", lambda fd: Breaking(top))
     seen, unread = scan(tmp_path)
     assert isinstance(seen, Seen)
     assert isinstance(unread, Unread)
@@ -222,7 +221,7 @@ def test_entry_that_went_is_gone_and_one_that_fails_is_said(
                 raise StopIteration
             return self.left.pop()
 
-    monkeypatch.setattr(door.os, "scandir", lambda fd: Listing(Ill("x", code)))  # type: ignore[arg-type]
+    monkeypatch.setattr(os, "scandir", lambda fd: Listing(Ill("x", code)))  # type: ignore[arg-type]
     found = list(scan(tmp_path))
     assert [(type(entry), entry.path) for entry in found] == ([(Unread, b"x")] if told else [])
 
@@ -242,7 +241,7 @@ def test_other_device_is_told_and_not_entered(
             return os.stat_result(fields)
         return st
 
-    monkeypatch.setattr(door.os, "fstat", elsewhere)
+    monkeypatch.setattr(os, "fstat", elsewhere)
     assert paths(scan(tmp_path)) == {b"a", b"empty", b"top"}
 
 
