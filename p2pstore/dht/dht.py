@@ -117,7 +117,7 @@ class Dht:
         )
         self._record_ms = 0
         self._faults = 0
-        self._told = False
+        self._told = 0
         self._ways_in: tuple[Address, ...] = ()
         self._names: tuple[tuple[str, int], ...] = ()
         self._group: asyncio.TaskGroup | None = None
@@ -422,8 +422,9 @@ class Dht:
                     if self._clock.monotonic() >= when:
                         due[work] = self._clock.monotonic() + every[work]
                         await work()
-                if not self._told:
-                    due[self._publish] = self._clock.monotonic()  # nobody was there to hear it
+                if min(self.nodes(), self._settings.k) > 2 * self._told:
+                    # Hardly anybody was there to hear it when we told where we are.
+                    due[self._publish] = self._clock.monotonic()
                 self._remember()
             except Exception:
                 log.exception("The upkeep of the DHT failed; it goes on in an hour.")
@@ -452,7 +453,7 @@ class Dht:
         await self._server.upkeep()
 
     async def _publish(self) -> None:
-        self._told = await self.refresh_record() > 0
+        self._told = await self.refresh_record()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._group is None:
