@@ -1,9 +1,9 @@
 """What is taken and what is left alone (SAFETY, 6), with the reason in short words for `status`.
 
 Skipped: never read. Protect only: stored when at rest, never replaced. Replaced: the rest. Links
-are recorded and never followed. A rule that only guesses from the name (databases, repositories) gives
-way to `--replace`; one that says that replacing would not be exact or not possible (another owner,
-hard links, set-uid, no room for `.f`) never does, and neither does what the owner asked to keep.
+are recorded and never followed. A rule that only guesses from the name (databases, repositories)
+gives way to `--replace`; one that says that replacing would not be exact or not possible (another
+owner, hard links, set-uid, no room for `.f`) never does, nor does what the owner asked to keep.
 
 Patterns of the owner: `*`, `?` and `[...]` do not cross a slash, `**` stands for any number of
 directories. Without a slash a pattern is compared with every part of the path (`*.iso`, `Cache`),
@@ -239,7 +239,7 @@ def matches(pattern: str, parts: Sequence[str]) -> bool:
         for place in reached:
             wanted = pattern_parts[place]
             if wanted == "**":
-                following.add(place)
+                following |= {place, place + 1}
             elif _part(wanted).match(part):
                 following.add(place + 1)
         reached = _over_stars(following, pattern_parts)
