@@ -7,7 +7,8 @@ The stock crawl waits for the slowest of each round and calls itself without bou
 `alpha` questions moving, and one that has no answer after half a second no longer counts.
 
 Many tags need no crawl each. A region is the ids that share some leading bits; with
-ceil(log2(nodes / k)) + 1 bits the k nodes nearest to its middle hold all nodes of the region.
+ceil(log2(nodes / k)) + 1 bits it holds about k / 2 nodes, all of them among the 2 k nearest to its
+middle. The number of nodes is a guess: a region that turns out to hold more than k is halved.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from kademlia.crawling import NodeSpiderCrawl
 from kademlia.node import Node
@@ -110,18 +112,31 @@ def region_bits(nodes: int, k: int) -> int:
     return max(0, math.ceil(math.log2(nodes / k)) + 1) if nodes > k else 0
 
 
-def regions(tags: Iterable[bytes], bits: int) -> dict[bytes, list[bytes]]:
-    """Tags in ascending order by region, under the id in the middle of it.
+class Region(NamedTuple):
+    """The ids that begin with the `bits` bits of `prefix`, and the tags wanted there, ascending."""
 
-    A region with one tag is crawled for that tag itself.
-    """
+    prefix: int
+    bits: int
+    tags: list[bytes]
+
+    @property
+    def middle(self) -> bytes:
+        """Where to look: for a lone tag, the tag itself."""
+        if len(self.tags) == 1:
+            return self.tags[0]
+        rest = ID_BITS - self.bits
+        return ((self.prefix << rest) | (1 << rest >> 1)).to_bytes(ID_BITS // 8, "big")
+
+    def holds(self, node: Node) -> bool:
+        return bool(node.long_id >> (ID_BITS - self.bits) == self.prefix)
+
+    def halves(self) -> list[Region]:
+        return regions(self.tags, self.bits + 1)
+
+
+def regions(tags: Iterable[bytes], bits: int) -> list[Region]:
+    """Each tag once, in its region."""
     found: dict[int, list[bytes]] = {}
     for tag in sorted(set(tags)):
         found.setdefault(int.from_bytes(tag, "big") >> (ID_BITS - bits), []).append(tag)
-    half = 1 << (ID_BITS - bits) >> 1
-    return {
-        members[0]
-        if len(members) == 1
-        else ((prefix << (ID_BITS - bits)) | half).to_bytes(ID_BITS // 8, "big"): members
-        for prefix, members in found.items()
-    }
+    return [Region(prefix, bits, members) for prefix, members in found.items()]

@@ -27,7 +27,7 @@ from p2pstore.clock import Clock, SystemClock
 from p2pstore.dht import datagram as wire
 from p2pstore.dht.address import Address, numeric
 from p2pstore.dht.claim import LIFETIME_MS, Claim, make_claim
-from p2pstore.dht.crawl import region_bits, regions
+from p2pstore.dht.crawl import Region, region_bits, regions
 from p2pstore.dht.gate import Budgets
 from p2pstore.dht.protocol import SignedProtocol, proven_tags
 from p2pstore.dht.server import DhtServer, Endpoint, udp_endpoint
@@ -194,8 +194,7 @@ class Dht:
         self._store_own_record()
         size = wire.claim_capacity(self._network)
 
-        async def region(middle: bytes, members: list[bytes]) -> None:
-            nodes = await self._server.nearest(Node(middle))
+        async def region(members: list[bytes], nodes: list[Node]) -> None:
             plan: dict[bytes, tuple[Node, list[Claim]]] = {n.id: (n, []) for n in nodes}
             for at in range(0, len(members), size):
                 keys = members[at : at + size]
@@ -220,12 +219,11 @@ class Dht:
         self._protocol()
         search = _Search(self._network, self._clock_ms())
 
-        async def region(middle: bytes, members: list[bytes]) -> None:
+        async def region(members: list[bytes], nodes: list[Node]) -> None:
             wanted = set(members)
             for claim in self._claims.under(members, search.now_ms):
                 here = [key for key in claim.keys if key in wanted]
                 search.note(self.node_id, here, claim.provider)
-            nodes = await self._server.nearest(Node(middle))
             await self._ask(search, members, nodes, 0, FIRST_ASKED)
             missing = [t for t in members if not search.answers[t]]
             await self._ask(search, missing, nodes, FIRST_ASKED, self._settings.k)
@@ -384,18 +382,27 @@ class Dht:
     async def _each_region(
         self,
         tags: Iterable[bytes],
-        work: Callable[[bytes, list[bytes]], Awaitable[None]],
+        work: Callable[[list[bytes], list[Node]], Awaitable[None]],
     ) -> None:
-        bits = region_bits(self._server.protocol.router.size_of_network(), self._settings.k)
+        """Do the work for each region's tags with the nodes that are near to them."""
+        k = self._settings.k
+        bits = region_bits(self._server.protocol.router.size_of_network(), k)
         gate = asyncio.Semaphore(REGIONS_AT_ONCE)
 
-        async def one(middle: bytes, members: list[bytes]) -> None:
+        async def one(region: Region) -> None:
             async with gate:
-                await work(middle, members)
+                lone = len(region.tags) == 1
+                width = k if lone else 2 * k
+                nodes = await self._server.nearest(Node(region.middle), width)
+                if lone or sum(map(region.holds, nodes)) <= k:
+                    await work(region.tags, nodes)
+                    return
+            for half in region.halves():
+                group.create_task(one(half))
 
         async with asyncio.TaskGroup() as group:
-            for middle, members in regions(tags, bits).items():
-                group.create_task(one(middle, members))
+            for region in regions(tags, bits):
+                group.create_task(one(region))
 
     async def _run(self, opened: asyncio.Future[None]) -> None:
         async with asyncio.TaskGroup() as group:

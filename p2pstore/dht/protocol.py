@@ -158,7 +158,7 @@ class SignedProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has
         )
         self._public = PublicKey(bytes(key.verify_key))
         self._spawn = spawn
-        self._random = random
+        self.random = random
         self._related = related
         self._incoming = incoming
         self._unproven = unproven
@@ -317,7 +317,7 @@ class SignedProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has
         await self._pace(address)
         if self.transport.closed:
             return None
-        call_id = self._random(8)
+        call_id = self.random(8)
         call = _Call(address, body, expect, asyncio.get_running_loop().create_future())
         self._calls[call_id] = call
         try:

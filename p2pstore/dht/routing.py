@@ -13,7 +13,6 @@ Whoever is in here answered a ping of ours at that address, under that id, at le
 from __future__ import annotations
 
 import heapq
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -151,8 +150,10 @@ class Table(RoutingTable):  # type: ignore[misc]  # the package has no types
         now = self._clock()
         return [b for b in self.buckets if b.last_updated <= now - LONELY_S]
 
-    def some_id_in(self, bucket: Bucket) -> bytes:
-        return random.randint(*bucket.range).to_bytes(ID_BITS // 8, "big")
+    @staticmethod
+    def some_id_in(bucket: Bucket, dice: bytes) -> bytes:
+        low, high = bucket.range
+        return int(low + int.from_bytes(dice, "big") % (high - low + 1)).to_bytes(20, "big")
 
     def find_neighbors(
         self, node: Node, k: int | None = None, exclude: Node | None = None

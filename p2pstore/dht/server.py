@@ -95,13 +95,17 @@ class DhtServer(Server):  # type: ignore[misc]  # the package has no types
         self.protocol.handle_call_response((True, None), node)
         return node
 
-    async def nearest(self, target: Node) -> list[Node]:
-        """Nodes that answered just now, nearest to the target first; at least k if there are."""
+    async def nearest(self, target: Node, width: int | None = None) -> list[Node]:
+        """Nodes that answered just now, nearest to the target first.
+
+        Among them are the `width` (k, when not given) nearest of all that are alive.
+        """
+        width = width or self.ksize
         table = self.protocol.router
         table.bucket_of(target).touch_last_updated()
-        start = table.find_neighbors(target, self.ksize)
+        start = table.find_neighbors(target, width)
         return await Crawl(
-            self.protocol, target, start, self.ksize, self.alpha, self._subnet_limit
+            self.protocol, target, start, width, self.alpha, self._subnet_limit
         ).find()
 
     async def upkeep(self) -> None:
@@ -114,7 +118,7 @@ class DhtServer(Server):  # type: ignore[misc]  # the package has no types
 
         async def visit(bucket: Any) -> None:
             async with gate:
-                await self.nearest(Node(table.some_id_in(bucket)))
+                await self.nearest(Node(table.some_id_in(bucket, self.protocol.random(20))))
 
         async with asyncio.TaskGroup() as group:
             for bucket in buckets:

@@ -23,17 +23,19 @@ def test_regions_hold_every_tag_once_in_order(tags: Any) -> None:
     wanted = tags(500)
     for bits in (0, 1, 3, 9):
         found = regions(wanted + wanted, bits)
-        assert sorted(t for members in found.values() for t in members) == sorted(wanted)
+        assert sorted(t for region in found for t in region.tags) == sorted(wanted)
         assert len(found) <= 2**bits
-        for middle, members in found.items():
-            assert members == sorted(members)
-            prefix = int.from_bytes(middle, "big") >> (160 - bits)
-            assert all(int.from_bytes(t, "big") >> (160 - bits) == prefix for t in members)
+        for region in found:
+            assert region.tags == sorted(region.tags)
+            assert all(region.holds(Node(t)) for t in (*region.tags, region.middle))
+            halves = region.halves()
+            assert [t for half in halves for t in half.tags] == region.tags
+            assert len(halves) <= 2
 
 
 def test_a_lone_tag_is_its_own_target(tags: Any) -> None:
-    assert regions(tags(1), 0) == {tags(1)[0]: tags(1)}
-    assert regions([], 3) == {}
+    assert [r.middle for r in regions(tags(1), 0)] == tags(1)
+    assert regions([], 3) == []
 
 
 @pytest.mark.slow

@@ -74,13 +74,16 @@ def test_many_tags_share_datagrams(sim: Any, tags: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_larger_network_is_swept_region_by_region(sim: Any, tags: Any) -> None:
+@pytest.mark.parametrize("guess", [None, 1], ids=["guessed", "guessed far too small"])
+def test_a_larger_network_is_swept_region_by_region(sim: Any, tags: Any, guess: Any) -> None:
     async def story() -> None:
         sim.settings = DhtSettings(
             k=4, packets_in_s=None, packets_out_s=None, unproven_in_s=None, subnet_limit=2
         )
         nodes = await sim.swarm(40)
         wanted = tags(60)
+        if guess is not None:
+            nodes[0]._server.protocol.router.size_of_network = lambda: guess
         await nodes[0].announce(wanted, until(sim))
         holding = [len(n._claims) for n in nodes[1:]]
         assert sum(holding) < 60 * 39 / 2  # not everything everywhere
