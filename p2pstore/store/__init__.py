@@ -5,6 +5,7 @@ The rows of the catalog are reached through the modules `blocks`, `copies`, `fil
 """
 
 from p2pstore.store import blocks, copies, files, folders, journal
+from p2pstore.store.blocks import BundleRow, BundleState, DedupRow, Known
 from p2pstore.store.bundles import (
     BundleDamaged,
     BundleMissing,
@@ -15,20 +16,36 @@ from p2pstore.store.bundles import (
 )
 from p2pstore.store.catalog import Catalog, CatalogDamaged, CatalogFailed
 from p2pstore.store.disk import DiskBundles
+from p2pstore.store.files import FileRow, State
+from p2pstore.store.held import Held, HeldStore, StaleMap, Upload
+from p2pstore.store.journal import IntentKind
 from p2pstore.store.memory import MemoryBundles
+from p2pstore.store.sidefile import SideFile
 
 __all__ = [
     "BundleDamaged",
     "BundleMissing",
+    "BundleRow",
+    "BundleState",
     "BundleStore",
     "Catalog",
     "CatalogDamaged",
     "CatalogFailed",
+    "DedupRow",
     "DiskBundles",
+    "FileRow",
+    "Held",
+    "HeldStore",
+    "IntentKind",
+    "Known",
     "MemoryBundles",
     "OpenBundle",
     "Salvaged",
+    "SideFile",
+    "StaleMap",
+    "State",
     "StoreFailed",
+    "Upload",
     "blocks",
     "copies",
     "files",

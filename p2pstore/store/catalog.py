@@ -230,8 +230,8 @@ class Catalog:
                         done.append((future, answer))
                     else:
                         failed.append((future, error))
-                    if not self._db.in_transaction:
-                        raise self._group_lost(error)
+                    if error is not None and not self._db.in_transaction:
+                        raise error  # SQLite took back all of it: a full disk and the like
                 if len(done) + len(failed) >= GROUP_LIMIT:
                     break
                 try:
@@ -270,6 +270,8 @@ class Catalog:
             db.execute("SAVEPOINT change")
         try:
             answer = change(db)
+            if not db.in_transaction:
+                raise LocalProtocolError("a catalog change ended the transaction")
             if not is_first:
                 db.execute("RELEASE change")
         except BaseException as exc:  # handed to the caller through its future
@@ -278,12 +280,6 @@ class Catalog:
                     db.execute(statement)
             return None, self._judge(exc)
         return answer, None
-
-    def _group_lost(self, error: BaseException | None) -> BaseException:
-        # SQLite takes back the whole transaction on a full disk and the like.
-        if error is not None:
-            return error
-        return LocalProtocolError("a catalog change ended the transaction")
 
     def _judge(self, exc: BaseException) -> BaseException:
         """The error that the caller gets; a disk error also ends all further writing."""

@@ -253,6 +253,11 @@ class DiskBundles(SealedReader):
         """Let go of all descriptors; bundles being written stay in `open`."""
         self._files.close()
 
+    def forget(self, bundle_id: BundleId) -> None:
+        """Another file is about to lie under this id: keep nothing of the old one in memory."""
+        self._files.drop(bundle_id)
+        self._forget(bundle_id)
+
     def refuse_when_failed(self) -> None:
         if self._failure is not None:
             raise StoreFailed(
@@ -295,8 +300,7 @@ class DiskBundles(SealedReader):
                     raise BundleMissing(bundle_id) from exc
                 sync_directory(target.parent)
                 sync_directory(source.parent)
-        self._files.drop(bundle_id)
-        self._forget(bundle_id)
+        self.forget(bundle_id)
 
     def _sealed_directory(self, bundle_id: BundleId) -> Path:
         directory = self.path(bundle_id).parent
