@@ -10,6 +10,7 @@ from p2pstore.placement.replace import (
     replace,
     to_trash,
     trash_path,
+    write_placeholder,
 )
 from p2pstore.placement.root import OWN, TRASH, Directories, Root, free_name, read_placeholder
 from p2pstore.placement.trash import Doomed, Fate, discard, listing
@@ -42,4 +43,5 @@ __all__ = [
     "replace",
     "to_trash",
     "trash_path",
+    "write_placeholder",
 ]

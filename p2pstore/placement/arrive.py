@@ -23,6 +23,7 @@ from p2pstore.placement.root import (
     TEMPORARY,
     Directories,
     Root,
+    beside,
     free_name,
     read_placeholder,
 )
@@ -44,7 +45,7 @@ class Landing:
 class Landed(NamedTuple):
     path: bytes  # the name that it got
     identity: Identity
-    trashed: bytes  # the placeholder's name in the batch's trash
+    trashed: bytes  # the placeholder's path in the batch's trash
 
 
 class Arrival:
@@ -133,8 +134,7 @@ class Arrival:
                 break
             except FileExistsError:
                 wanted = free_name(directory, name, b"hydrated")
-        parent = landing.path.rpartition(b"/")[0]
-        return (parent + b"/" + wanted if parent else wanted), Identity.of(os.fstat(self._fd))
+        return beside(landing.path, wanted), Identity.of(os.fstat(self._fd))
 
     def _link(self, directories: Directories, directory: int, name: bytes) -> None:
         if self._temporary is None:
@@ -204,7 +204,7 @@ def finish(root: Root, arrivals: Sequence[Arrival], *, synced: bool) -> list[Lan
         root.sync()
         for arrival, path, identity in named:
             landing = arrival._landing
-            trashed = landing.placeholder.rpartition(b"/")[2]
+            trashed = landing.placeholder
             if landing.path != landing.placeholder:
                 with contextlib.suppress(FileNotFoundError):  # its owner was quicker
                     trashed = to_trash(root, directories, landing.batch, landing.placeholder)

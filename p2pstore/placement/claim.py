@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from p2pstore.errors import Busy
 from p2pstore.leases import LeaseKeeper, Refused
 from p2pstore.placement.root import Root
 
@@ -147,6 +148,10 @@ def claim(
                 os.close(fd)
                 taken.append(Turned(path, "open in another program", later=True))
                 continue
+        except Busy:
+            os.close(fd)
+            taken.append(Turned(path, "too many files at once", later=True))
+            continue
         except OSError as exc:
             os.close(fd)
             taken.append(_turned(path, exc))

@@ -26,6 +26,7 @@ from p2pstore.placement.root import (
     TRASH,
     Directories,
     Root,
+    beside,
     free_name,
     read_placeholder,
 )
@@ -228,19 +229,40 @@ def put_back(root: Root, there: bytes, path: bytes) -> bytes:
             name = free_name(directory, name, b"conflict")
             rename_noreplace(trash, last, directory, name)
             log.warning("%s was changed while it was replaced; both are kept.", os.fsdecode(path))
-            return path.rpartition(b"/")[0] + b"/" + name if b"/" in path else name
+            return beside(path, name)
 
 
 def to_trash(root: Root, directories: Directories, batch: str, path: bytes) -> bytes:
-    """Move one of our files (a placeholder) into the batch's trash, under a free name there."""
+    """Move one of our files (a placeholder) into the batch's trash; its path there."""
     trash, last = directories.made_parent(trash_path(batch, path))
     directory, name = directories.parent(path)
     try:
         rename_noreplace(directory, name, trash, last)
+        return path
     except FileExistsError:
         last = free_name(trash, last, b"again")
         rename_noreplace(directory, name, trash, last)
-    return last
+        return beside(path, last)
+
+
+def write_placeholder(root: Root, path: bytes, raw: bytes, *, aside: bytes = b"") -> None:
+    """Make `path` hold the placeholder `raw`, durably, unless something else has that name.
+
+    With `aside` what lies there is kept beside, under its name with that mark.
+    """
+    with Directories(root) as directories:
+        directory, name = directories.made_parent(path)
+        if aside:
+            kept = free_name(directory, name + b"." + aside, b"again", first=True)
+            rename_noreplace(directory, name, directory, kept)
+        fd = unnamed(directory, 0o600)
+        try:
+            write_all(fd, raw)
+            os.fsync(fd)
+            link_fd(fd, directory, name)
+        finally:
+            os.close(fd)
+        os.fsync(directory)
 
 
 def unnamed(directory: int, mode: int) -> int:

@@ -142,11 +142,19 @@ def read_placeholder(directory: int, name: bytes, limit: int) -> bytes:
         os.close(fd)
 
 
-def free_name(directory: int, name: bytes, mark: bytes) -> bytes:
-    """A name beside `name` that is free now: `stem.MARK.ext`, then with a number.
+def beside(path: bytes, name: bytes) -> bytes:
+    """The path of `name` in the directory of `path`."""
+    parent, slash, _ = path.rpartition(b"/")
+    return parent + slash + name
+
+
+def free_name(directory: int, name: bytes, mark: bytes, *, first: bool = False) -> bytes:
+    """A name that is free now: `stem.MARK.ext`, then with a number; `name` itself if `first`.
 
     The caller must still create it without overwriting: free now is not free then.
     """
+    if first and _is_free(directory, name[-255:]):
+        return name[-255:]
     stem, dot, extension = name.rpartition(b".")
     if not stem:
         stem, dot, extension = name, b"", b""
@@ -154,8 +162,14 @@ def free_name(directory: int, name: bytes, mark: bytes) -> bytes:
         counted = mark if number == 0 else mark + b"-%d" % number
         tail = b"." + counted + dot + extension
         candidate = stem[: 255 - len(tail)] + tail
-        try:
-            os.stat(candidate, dir_fd=directory, follow_symlinks=False)
-        except FileNotFoundError:
+        if _is_free(directory, candidate):
             return candidate
     raise OSError(errno.EEXIST, "no free name", os.fsdecode(name))
+
+
+def _is_free(directory: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return False

@@ -4,6 +4,6 @@ It reads no user's folder and writes none (placement does); where blocks come fr
 business of the `BlockSource` that it is handed.
 """
 
-from p2pstore.restore.reading import BlockSource, Judge, Piece, Restore, Wanted
+from p2pstore.restore.reading import SMALL, BlockSource, Judge, Piece, Restore, Wanted
 
-__all__ = ["BlockSource", "Judge", "Piece", "Restore", "Wanted"]
+__all__ = ["SMALL", "BlockSource", "Judge", "Piece", "Restore", "Wanted"]

@@ -1,0 +1,18 @@
+"""Folders: the watched folders and what their owner asks of them."""
+
+from p2pstore.folders.bringing import Bringing, Brought, Placeholder
+from p2pstore.folders.folder import Folder, Parts
+from p2pstore.folders.service import DiskRoom, Folders, Preview
+from p2pstore.folders.taking import Taking
+
+__all__ = [
+    "Bringing",
+    "Brought",
+    "DiskRoom",
+    "Folder",
+    "Folders",
+    "Parts",
+    "Placeholder",
+    "Preview",
+    "Taking",
+]

@@ -1,0 +1,303 @@
+"""BRING: placeholders become originals again (SAFETY section 4), many small ones at a time.
+
+The source of the bytes is `Restore`; the disk is placement's. What this module adds is the
+catalog's side: what each placeholder stands for, where it may land, and what the rows say
+afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from p2pstore.clock import Clock
+from p2pstore.content import MAX_READ, Manifest, Opened, safe_name
+from p2pstore.errors import FormatError, IntegrityError, NoRoom, P2PStoreError, Unavailable
+from p2pstore.folders.intents import LANDING, TRASHED, Body, Item, Trashed
+from p2pstore.placement import (
+    SUFFIX,
+    Arrival,
+    Directories,
+    Identity,
+    Landed,
+    Landing,
+    Root,
+    arrive,
+    finish,
+    read_placeholder,
+    trash_path,
+    write_placeholder,
+)
+from p2pstore.restore import SMALL, Restore
+from p2pstore.store import Catalog, FileRow, IntentKind, State, files, journal
+from p2pstore.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+BATCH_FILES = 500
+BATCH_BYTES = 8 << 20
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Advance = Callable[[int, int], None]  # files and bytes that arrived since the last call
+
+
+class Placeholder(NamedTuple):
+    """A `.f` to bring back: its name on disk now, and its row when the catalog has one."""
+
+    name: bytes  # relative to the root, as it stands on disk
+    row: FileRow | None
+
+    @property
+    def target(self) -> bytes:
+        """The name that it has on disk now, without `.f`; the name inside is only a hint."""
+        return self.name.removesuffix(SUFFIX)
+
+
+class Brought(NamedTuple):
+    placeholder: Placeholder
+    path: bytes  # where the original is now; empty on failure
+    size: int
+    error: P2PStoreError | None
+    trash: Trashed | None = None  # on the last of a batch: its placeholders wait in trash
+
+
+class Bringing:
+    """Brings placeholders of one root back; calls may overlap for different files."""
+
+    def __init__(
+        self,
+        *,
+        restore: Restore,
+        catalog: Catalog,
+        clock: Clock,
+        pool: Executor,
+        room: Callable[[Root, int], None],
+    ) -> None:
+        self._restore = restore
+        self._catalog = catalog
+        self._clock = clock
+        self._pool = pool
+        self._room = room  # raises NoRoom when so many bytes would go into keep-free
+
+    async def bring(
+        self, root: Root, placeholders: Sequence[Placeholder], advance: Advance
+    ) -> AsyncIterator[Brought]:
+        """Yield each as it is done; one that fails does not stop the others."""
+        small: list[tuple[Placeholder, bytes, Opened]] = []
+        held = 0
+        for placeholder in placeholders:
+            try:
+                raw, opened = await self._read(root, placeholder)
+            except P2PStoreError as exc:
+                yield Brought(placeholder, b"", 0, exc)
+                continue
+            meta = opened.manifest.meta
+            if meta.size > SMALL or meta.extra is not None or opened.manifest.chunks.depth:
+                yield await self._large(root, placeholder, raw, opened, advance)
+                continue
+            small.append((placeholder, raw, opened))
+            held += meta.size
+            if len(small) >= BATCH_FILES or held >= BATCH_BYTES:
+                for brought in await self._small(root, small, advance):
+                    yield brought
+                small, held = [], 0
+        if small:
+            for brought in await self._small(root, small, advance):
+                yield brought
+
+    async def _read(self, root: Root, placeholder: Placeholder) -> tuple[bytes, Opened]:
+        """The manifest as it lies on disk; when that is damaged, as the catalog has it."""
+        raw = await self._in_thread(_read_raw, root, placeholder.name)
+        try:
+            return raw, self._restore.open(raw)
+        except (FormatError, IntegrityError):
+            row = placeholder.row
+            known = (
+                None if row is None else self._catalog.view(lambda db: files.manifest(db, row.id))
+            )
+            if known is None:
+                raise
+            log.warning(
+                "%s is damaged; it is kept beside, and its recorded version is used.",
+                os.fsdecode(placeholder.name),
+            )
+            opened = self._restore.open(known)
+            mark = b"damaged-%d" % int(self._clock.wall())
+            await self._in_thread(write_placeholder, root, placeholder.name, known, aside=mark)
+            return known, opened
+
+    async def _small(
+        self,
+        root: Root,
+        batch: Sequence[tuple[Placeholder, bytes, Opened]],
+        advance: Advance,
+    ) -> list[Brought]:
+        manifests = [opened.manifest for _, _, opened in batch]
+        try:
+            self._room(root, sum(m.meta.size for m in manifests))
+            contents = await self._restore.small(manifests)
+        except P2PStoreError as exc:
+            return [Brought(placeholder, b"", 0, exc) for placeholder, _, _ in batch]
+        results: list[Brought] = []
+        good: list[tuple[Placeholder, bytes, Opened]] = []
+        landings: list[tuple[Landing, bytes]] = []
+        name = self._batch_name()
+        for entry, content in zip(batch, contents, strict=True):
+            if isinstance(content, P2PStoreError):
+                results.append(Brought(entry[0], b"", 0, content))
+                continue
+            good.append(entry)
+            landings.append((self._landing(entry[0], entry[2].manifest, name), content))
+        if not good:
+            return results
+        intent = await self._begin(root, name, good)
+        landed = await self._in_thread(arrive, root, landings)
+        arrived: list[tuple[Placeholder, bytes, Opened, Landed]] = []
+        for (placeholder, raw, opened), outcome in zip(good, landed, strict=True):
+            if isinstance(outcome, Landed):
+                arrived.append((placeholder, raw, opened, outcome))
+                size = opened.manifest.meta.size
+                results.append(Brought(placeholder, outcome.path, size, None))
+            else:
+                results.append(Brought(placeholder, b"", 0, _as_ours(placeholder, outcome)))
+        trash = await self._end(root, intent, name, arrived)
+        results[-1] = results[-1]._replace(trash=trash)
+        advance(len(arrived), sum(o.manifest.meta.size for _, _, o, _ in arrived))
+        return results
+
+    async def _large(
+        self,
+        root: Root,
+        placeholder: Placeholder,
+        raw: bytes,
+        opened: Opened,
+        advance: Advance,
+    ) -> Brought:
+        name = self._batch_name()
+        arrival: Arrival | None = None
+        try:
+            manifest = await self._restore.complete(opened.manifest)
+            self._room(root, manifest.meta.size)
+            intent = await self._begin(root, name, [(placeholder, raw, opened)])
+            arrival = Arrival(root, self._landing(placeholder, manifest, name))
+            try:
+                await self._in_thread(arrival.begin)
+                async for pieces in self._restore.stream(manifest):
+                    await self._in_thread(arrival.write, pieces)
+                    advance(0, sum(len(piece.content) for piece in pieces))
+                await self._in_thread(arrival.settle)
+                (landed,) = await self._in_thread(finish, root, [arrival], synced=True)
+            except BaseException:
+                await self._catalog.awrite(lambda db: journal.close(db, intent))
+                raise
+            trash = await self._end(root, intent, name, [(placeholder, raw, opened, landed)])
+            advance(1, 0)
+            return Brought(placeholder, landed.path, manifest.meta.size, None, trash)
+        except (P2PStoreError, OSError) as exc:
+            return Brought(placeholder, b"", 0, _as_ours(placeholder, exc))
+        finally:
+            if arrival is not None:
+                await self._in_thread(arrival.close)
+
+    def _landing(self, placeholder: Placeholder, manifest: Manifest, batch: str) -> Landing:
+        safe_name(placeholder.target.rpartition(b"/")[2])
+        return Landing(placeholder.target, placeholder.name, manifest.meta, batch)
+
+    async def _begin(
+        self, root: Root, name: str, batch: Sequence[tuple[Placeholder, bytes, Opened]]
+    ) -> int:
+        body = Body(
+            root.folder_id,
+            name,
+            tuple(
+                Item(placeholder.name, 0, len(raw), 0, 0, opened.manifest.hash)
+                for placeholder, raw, opened in batch
+            ),
+        )
+        return await self._catalog.awrite(
+            lambda db: journal.open_intent(
+                db, IntentKind.HYDRATE, body.encode(), self._now_ms(), LANDING
+            )
+        )
+
+    async def _end(
+        self,
+        root: Root,
+        intent: int,
+        name: str,
+        arrived: Sequence[tuple[Placeholder, bytes, Opened, Landed]],
+    ) -> Trashed | None:
+        """Rows say where the originals are before the watcher can see them as changes."""
+        now = self._now_ms()
+        stats = await self._in_thread(_in_trash, root, name, [landed for *_, landed in arrived])
+        trashed = tuple(
+            Item.of(landed.trashed, identity)
+            for (_, _, _, landed), identity in zip(arrived, stats, strict=True)
+            if identity is not None
+        )
+
+        body = Body(root.folder_id, name, trashed)
+
+        def record(db: sqlite3.Connection) -> None:
+            for placeholder, _, _, landed in arrived:
+                row = placeholder.row
+                if row is None:
+                    continue
+                if landed.path != row.path:
+                    files.rename(db, row.id, landed.path)
+                files.set_on_disk(db, [(row.id, State.PROTECTED, *landed.identity)])
+                files.set_state(
+                    db, [row.id], State.PROTECTED, "pinned" if row.pinned else "in work"
+                )
+                files.set_last_use(db, [row.id], now)
+            if trashed:
+                journal.advance(db, intent, TRASHED, body.encode())
+            else:
+                journal.close(db, intent)
+
+        await self._catalog.awrite(record)
+        return Trashed(intent, body, now, False) if trashed else None
+
+    async def _in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await in_thread(self._pool, function, *args, **kwargs)
+
+    def _batch_name(self) -> str:
+        return f"{self._now_ms():013d}-{os.urandom(3).hex()}"
+
+    def _now_ms(self) -> int:
+        return int(self._clock.wall() * 1000)
+
+
+def _read_raw(root: Root, name: bytes) -> bytes:
+    with Directories(root) as directories:
+        try:
+            directory, last = directories.parent(name)
+            return read_placeholder(directory, last, MAX_READ + 1)
+        except OSError as exc:
+            raise Unavailable(f"{os.fsdecode(name)} cannot be read ({exc.strerror}).") from exc
+
+
+def _in_trash(root: Root, batch: str, landed: Sequence[Landed]) -> list[Identity | None]:
+    identities: list[Identity | None] = []
+    with Directories(root) as directories:
+        for entry in landed:
+            try:
+                directory, name = directories.parent(trash_path(batch, entry.trashed))
+                stat = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                identities.append(Identity.of(stat))
+            except FileNotFoundError:
+                identities.append(None)
+    return identities
+
+
+def _as_ours(placeholder: Placeholder, exc: BaseException) -> P2PStoreError:
+    if isinstance(exc, P2PStoreError):
+        return exc
+    what = exc.strerror if isinstance(exc, OSError) else str(exc)
+    failed = NoRoom if isinstance(exc, OSError) and exc.errno == 28 else Unavailable
+    return failed(f"{os.fsdecode(placeholder.target)} cannot be written ({what}).")

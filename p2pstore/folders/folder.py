@@ -1,0 +1,842 @@
+"""One watched folder while the node runs: from events to placeholders.
+
+A single task owns the folder's bookkeeping. It hears hints from the watcher, looks (in a thread),
+waits until things are at rest, and hands out batches; batches run in threads of their own, and only
+their outcomes come back here. Nothing is concluded from a root that is not there.
+
+What a path can wait for: to come to rest (`settle`), to be free of writers, to be no longer in work
+(`keep` after its last use), room, a decision of the owner after a mass change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
+
+import msgspec
+
+from p2pstore.clock import Clock
+from p2pstore.config import FolderSettings
+from p2pstore.content import MAX_READ, Keyring, looks_like_manifest, next_version, open_manifest
+from p2pstore.errors import P2PStoreError, Unavailable, UsageError
+from p2pstore.folders.intents import Body, Trashed
+from p2pstore.folders.reconcile import (
+    Findings,
+    disk_name,
+    identity_of,
+    is_in_repository,
+    look_at,
+    look_at_all,
+    still,
+)
+from p2pstore.folders.recovery import Recovery
+from p2pstore.folders.taking import (
+    Candidate,
+    Outcome,
+    Taken,
+    Taking,
+    decode_version,
+    encode_version,
+)
+from p2pstore.folders.waiting import Waiting
+from p2pstore.home import WatchedFolder
+from p2pstore.ids import FolderId, NodeId
+from p2pstore.leases import LeaseKeeper
+from p2pstore.placement import (
+    SUFFIX,
+    Claim,
+    Directories,
+    Doomed,
+    Identity,
+    Root,
+    discard,
+    read_placeholder,
+    write_placeholder,
+)
+from p2pstore.policy import Entity, Treatment, classify, in_work_for, is_mass_change
+from p2pstore.store import BundleStore, Catalog, FileRow, State, blocks, files, folders, journal
+from p2pstore.threads import in_thread
+from p2pstore.watch import (
+    Changed,
+    ChangeWatcher,
+    OpenWatcher,
+    RescanWanted,
+    RootBack,
+    RootGone,
+    Seen,
+)
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BATCH_FILES = 500
+BATCH_BYTES = 64 << 20
+BATCHES_IN_FLIGHT = 3
+TICK_S = 0.25
+RETRY_S = 5.0  # a file that somebody has open is tried again after this
+LEASE_HOLD_S = 1.0  # a claim is kept this long after its rename (SAFETY, section 2)
+OPENS_AT_A_TIME = 500  # directories watched before other work of the loop gets its turn
+RESCAN_S = 600.0  # hints can be lost in silence
+MASS_WINDOW_S = 60.0
+PRESENCE_S = 2.0
+IN_WORK = "in work"
+
+
+class Room(Protocol):
+    def lacks(self, root: Root, incoming: int) -> str | None:
+        """Why a batch of so many bytes may not begin now; None when it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every folder is handed."""
+
+    catalog: Catalog
+    store: BundleStore
+    taking: Taking
+    keeper: LeaseKeeper
+    opens: OpenWatcher
+    ring: Callable[[], Keyring]
+    clock: Clock
+    pool: Executor  # batches and looks; each call blocks one thread
+    room: Room
+    me: NodeId
+    trash_hold_s: float
+    volatile: str | None  # why nothing may be replaced on this store
+    protected: Callable[[], None]  # something new became durable
+
+
+class Folder:
+    def __init__(self, entry: WatchedFolder, row: int, parts: Parts) -> None:
+        self.entry = entry
+        self.row = row
+        self.path = Path(entry.path)
+        self.folder_id = FolderId(entry.folder_id)
+        self.root: Root | None = None
+        self.missing_since: float | None = None
+        self.mass_change: tuple[int, int] | None = None
+        self.scanned = False  # the first scan of this run is done
+        self.waiting_for_room: str | None = None
+        self.opens_unheard = ""  # why opening a placeholder may not bring it back here
+        self.unread: list[tuple[bytes, str]] = []
+        self.waiting = Waiting()
+        self.in_flight: dict[bytes, int] = {}  # path -> bytes
+        self._parts = parts
+        self._settings = entry.settings
+        self._dirty: set[bytes] = set()
+        self._rescan: str | None = "start"
+        self._gone: dict[bytes, float] = {}
+        self._losses: deque[tuple[float, int]] = deque()
+        self._accepted = False
+        self._repositories: set[bytes] = set()
+        self._siblings: dict[bytes, set[bytes]] = {}
+        self._judge_anew = False  # at the next scan
+        self._forced: set[bytes] = set()  # to be replaced now, in work or not
+        self._trash: list[Trashed] = []
+        self._news = asyncio.Event()
+        self._batches = 0
+
+    # -- what others ask --------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> FolderSettings:
+        return self._settings
+
+    @property
+    def is_paused(self) -> bool:
+        return bool(self.entry.paused)
+
+    def change_settings(self, settings: FolderSettings) -> None:
+        """New rules hold from the next look on; everything is judged anew."""
+        self._settings = settings
+        self.ask_rescan("its settings changed", judge_anew=True)
+
+    def ask_rescan(self, reason: str, *, judge_anew: bool = False) -> None:
+        self._rescan = self._rescan or reason
+        if judge_anew:
+            self._judge_anew = True
+        self._news.set()
+
+    def note(self, path: bytes) -> None:
+        """A path of this folder was touched by us; look at it soon."""
+        self._dirty.add(path)
+        self._news.set()
+
+    def force(self, paths: Iterable[bytes]) -> None:
+        """Replace these now, whatever `settle` and `keep` say; leases are respected."""
+        self._forced.update(paths)
+        self._dirty.update(paths)
+        self._news.set()
+
+    def is_settled(self) -> bool:
+        """Everything present is replaced, or has a reason to stay."""
+        return (
+            self.scanned
+            and self._rescan is None
+            and not self._dirty
+            and not self.in_flight
+            and not self.waiting.active().files
+        )
+
+    def forcing(self) -> bool:
+        """Something that was to be replaced now has not been judged yet."""
+        return bool(self._forced)
+
+    def next_version_at(self, path: bytes) -> bytes:
+        """The encoded version that a new state of the path has, whatever was there."""
+        row = self._parts.catalog.view(lambda db: files.get(db, self.row, path))
+        return encode_version({self._parts.me: 1}) if row is None else self._next(row)
+
+    def pending(self) -> int:
+        return self.waiting.active().files + len(self.in_flight)
+
+    async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await in_thread(self._parts.pool, function, *args, **kwargs)
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Watch until cancelled; a root that goes away is waited for in silence."""
+        while True:
+            if await self._arrive():
+                try:
+                    await self._watch()
+                finally:
+                    await self._leave()
+            await asyncio.sleep(PRESENCE_S)
+
+    async def _arrive(self) -> bool:
+        """Open the root when it is the folder that was added; recover what a crash left."""
+        marker = await self.in_thread(Root.marker, self.path)
+        if marker != self.folder_id.hex():
+            if self.missing_since is None:
+                self.missing_since = self._parts.clock.wall()
+                log.info("%s is not there; it goes on by itself when it is back.", self.path)
+            return False
+        try:
+            root = await self.in_thread(Root, self.path, self.folder_id)
+        except Unavailable:
+            return False
+        recovery = Recovery(
+            catalog=self._parts.catalog,
+            ring=self._parts.ring,
+            clock=self._parts.clock,
+            root=root,
+            folder=self.row,
+        )
+        try:
+            self._trash = await self.in_thread(recovery.run)
+        except OSError as exc:
+            root.close()
+            log.warning("%s cannot be recovered yet: %s", self.path, exc)
+            return False
+        self.root, self.missing_since = root, None
+        self._rescan = self._rescan or "the folder is back"
+        return True
+
+    async def _leave(self) -> None:
+        root, self.root = self.root, None
+        self._parts.opens.remove_root(self.path)
+        self.waiting = Waiting()
+        self.scanned = False
+        self._dirty.clear()
+        self._rescan = "start"
+        if root is not None:
+            root.close()
+
+    async def _watch(self) -> None:
+        try:
+            async with ChangeWatcher(self.path) as watcher, asyncio.TaskGroup() as group:
+                listener = group.create_task(self._listen(watcher))
+                try:
+                    await self._work(group)
+                finally:
+                    listener.cancel()
+        except* UsageError as errors:
+            log.warning("%s cannot be watched: %s", self.path, errors.exceptions[0])
+
+    async def _listen(self, watcher: ChangeWatcher) -> None:
+        async for event in watcher:
+            match event:
+                case Changed(paths):
+                    self._dirty.update(paths)
+                case RescanWanted(reason):
+                    self._rescan = self._rescan or reason
+                case RootGone() | RootBack():
+                    pass  # `_work` asks the root itself
+            self._news.set()
+
+    async def _work(self, group: asyncio.TaskGroup) -> None:
+        clock = self._parts.clock
+        next_scan = clock.monotonic() + RESCAN_S * random.uniform(0.8, 1.2)
+        next_presence = 0.0
+        while True:
+            now = clock.monotonic()
+            if now >= next_presence:
+                if self.root is None or not await self.in_thread(self.root.is_present):
+                    return
+                next_presence = now + PRESENCE_S
+            if now >= next_scan:
+                self._rescan = self._rescan or "time"
+                next_scan = now + RESCAN_S * random.uniform(0.8, 1.2)
+            await self._look()
+            await self._conclude_gone()
+            await self._dispatch(group)
+            await self._empty_trash()
+            self._news.clear()
+            if not (self._dirty or self._rescan):
+                await self._nap(next_presence)
+
+    async def _nap(self, latest: float) -> None:
+        """Sleep until the next thing is due or something is heard."""
+        now = self._parts.clock.monotonic()
+        until = [latest, *self._gone.values()]
+        if (due := self.waiting.next_due()) is not None and self._batches < BATCHES_IN_FLIGHT:
+            until.append(due)
+        pause = min(max(min(until) - now, TICK_S / 5), PRESENCE_S)
+        try:
+            async with asyncio.timeout(pause):
+                await self._news.wait()
+            # Hints come in showers: one look for all of them.
+            await asyncio.sleep(TICK_S / 5)
+        except TimeoutError:
+            pass
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        root = self.root
+        if root is None:
+            return
+        if self._rescan is not None:
+            self._rescan, judge_anew, self._judge_anew = None, self._judge_anew, False
+            self._dirty.clear()
+            findings = await self.in_thread(look_at_all, root, self._parts.catalog, self.row)
+            self._repositories = findings.repositories
+            self._siblings = findings.siblings
+            self.unread = [(u.path, u.error.strerror or "error") for u in findings.unread]
+            await self._watch_opens((b"", *findings.directories))
+            await self._apply(root, findings)
+            await self._requeue(root, judge_anew=judge_anew)
+            self.scanned = True
+        elif self._dirty:
+            hints, self._dirty = self._dirty, set()
+            findings = await self.in_thread(
+                look_at, root, self._parts.catalog, self.row, sorted(hints)
+            )
+            self._repositories |= findings.repositories
+            for directory, names in findings.siblings.items():
+                self._siblings.setdefault(directory, set()).update(names)
+            await self._watch_opens(findings.directories)
+            await self._apply(root, findings)
+
+    async def _watch_opens(self, directories: Sequence[bytes]) -> None:
+        """Hear of opens in these directories; beyond the system's limit only `hydrate` works."""
+        for start in range(0, len(directories), OPENS_AT_A_TIME):
+            try:
+                for directory in directories[start : start + OPENS_AT_A_TIME]:
+                    self._parts.opens.add_directory(self.path, directory)
+            except Unavailable as exc:
+                if not self.opens_unheard:
+                    log.warning("%s: opens are not noticed everywhere: %s", self.path, exc)
+                self.opens_unheard = str(exc)
+                return
+            await asyncio.sleep(0)
+        self.opens_unheard = ""
+
+    async def _apply(self, root: Root, findings: Findings) -> None:
+        now = self._parts.clock.monotonic()
+        settle = self._settings.settle_s
+        for seen in findings.changed:
+            self._gone.pop(seen.path, None)
+            if seen.path not in self.in_flight:
+                wait = 0.0 if seen.path in self._forced else settle
+                self.waiting.observe(seen.path, identity_of(seen), now=now, settle=wait)
+        if findings.placeholders:
+            own = await self.in_thread(self._meet_placeholders, root, findings.placeholders)
+            for seen in own:
+                if seen.path not in self.in_flight:
+                    self.waiting.observe(seen.path, identity_of(seen), now=now, settle=settle)
+        if findings.links or findings.others:
+            await self.in_thread(self._record_others, root, findings.links, findings.others)
+        for gone in findings.gone:
+            if gone.path not in self.in_flight and gone.state != State.HYDRATING:
+                self._gone.setdefault(gone.path, now + settle)
+                self.waiting.drop(gone.path)
+        if findings.modified:
+            self._losses.append((now, findings.modified))
+
+    async def _requeue(self, root: Root, *, judge_anew: bool) -> None:
+        """Protected files that may be replaced one day wait for that day."""
+        states = (State.PROTECTED, State.SKIPPED) if judge_anew else (State.PROTECTED,)
+
+        def waiting(db: sqlite3.Connection) -> list[FileRow]:
+            return [
+                row
+                for row in files.walk(db, self.row, states=states)
+                if judge_anew or row.reason in RETRIED
+            ]
+
+        now, wall = self._parts.clock.monotonic(), self._parts.clock.wall()
+        for row in await self.in_thread(self._parts.catalog.view, waiting):
+            if row.path in self.waiting or row.path in self.in_flight:
+                continue
+            identity = Identity(row.ino, row.size, row.mtime_ns, row.ctime_ns)
+            if row.reason == IN_WORK and not judge_anew:
+                due = now + max(0.0, row.last_use / 1000 + self._settings.keep_s - wall)
+                self.waiting.defer(row.path, identity, IN_WORK, until=due)
+            else:
+                self.waiting.observe(row.path, identity, now=now, settle=self._settings.settle_s)
+
+    def _meet_placeholders(self, root: Root, found: Sequence[Seen]) -> list[Seen]:
+        """Small `.f` files that the catalog has not so: ours, moved, copied - or somebody's own.
+
+        Returns those that are ordinary files. Runs in a thread.
+        """
+        ordinary: list[Seen] = []
+        with Directories(root) as directories:
+            for seen in found:
+                self._parts.opens.mark_own(os.fsencode(self.path) + b"/" + seen.path)
+                try:
+                    directory, name = directories.parent(seen.path)
+                    raw = read_placeholder(directory, name, MAX_READ + 1)
+                except OSError:
+                    continue  # gone again, or unreadable: the next look tells
+                if not looks_like_manifest(raw):
+                    ordinary.append(seen)
+                    continue
+                self._meet_placeholder(root, seen, raw)
+        return ordinary
+
+    def _meet_placeholder(self, root: Root, seen: Seen, raw: bytes) -> None:
+        catalog, path = self._parts.catalog, seen.path.removesuffix(SUFFIX)
+        on_disk = (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
+        try:
+            manifest = open_manifest(raw, self._parts.ring()).manifest
+        except P2PStoreError as exc:
+            log.warning("%s is a damaged placeholder: %s", os.fsdecode(seen.path), exc)
+            return
+
+        def meet(db: sqlite3.Connection) -> None:
+            row = files.get(db, self.row, path)
+            if row is not None and row.state != State.DELETED and row.file_id == manifest.file_id:
+                if row.state == State.PLACEHOLDER or still(root, [path]).get(path) is None:
+                    files.set_on_disk(db, [(row.id, State.PLACEHOLDER, *on_disk)])
+                return
+            if row is not None and row.state not in (State.DELETED, State.PENDING):
+                return  # another file lives here; the `.f` beside it is not its version
+            for other in files.by_file_id(db, self.row, manifest.file_id):
+                name = disk_name(other.path, other.state)
+                if other.state == State.PLACEHOLDER and not still(root, [name]):
+                    files.rename(db, other.id, path)
+                    files.set_on_disk(db, [(other.id, State.PLACEHOLDER, *on_disk)])
+                    return
+            (number,) = files.upsert_many(
+                db,
+                [
+                    FileRow(
+                        folder=self.row,
+                        path=path,
+                        state=State.PLACEHOLDER,
+                        file_id=manifest.file_id,
+                        version=encode_version(manifest.version),
+                        hash=manifest.hash,
+                        file_size=manifest.meta.size,
+                        size=seen.size,
+                        ino=seen.ino,
+                        mtime_ns=seen.mtime_ns,
+                        ctime_ns=seen.ctime_ns,
+                        replaced_before=1,
+                    )
+                ],
+                [raw],
+            )
+            known = blocks.get_bundles(db, [ref.bundle_id for ref in manifest.chunks.bundles])
+            blocks.set_file_bundles(db, [(number, [row.id for row in known.values()])])
+
+        catalog.write(meet).result()
+        self._gone.pop(path, None)
+
+    def _record_others(self, root: Root, links: Sequence[Seen], others: Sequence[Seen]) -> None:
+        rows = [_plain_row(self.row, seen, State.SKIPPED, "no regular file") for seen in others]
+        with Directories(root) as directories:
+            for seen in links:
+                try:
+                    directory, name = directories.parent(seen.path)
+                    target = os.readlink(name, dir_fd=directory)
+                except OSError:
+                    continue
+                row = _plain_row(self.row, seen, State.PROTECTED, "a link")
+                rows.append(row._replace(kind=files.Kind.LINK, target=target))
+        self._parts.catalog.write(lambda db: files.upsert_many(db, rows)).result()
+
+    # -- what is gone -----------------------------------------------------------------------------
+
+    async def _conclude_gone(self) -> None:
+        """Deletions, after they rested like everything else and are no mass change."""
+        now = self._parts.clock.monotonic()
+        while self._losses and self._losses[0][0] < now - MASS_WINDOW_S:
+            self._losses.popleft()
+        root = self.root
+        ripe = [path for path, due in self._gone.items() if due <= now]
+        if self.is_paused or root is None:
+            return
+        if not ripe and not self._losses:
+            return
+        total = await self.in_thread(self._parts.catalog.view, partial(_known_files, self.row))
+        lost = len(self._gone) + sum(number for _, number in self._losses)
+        if is_mass_change(lost, total) and not self._accepted:
+            self.mass_change = (lost, total)
+            await self._pause(f"{lost} of {total} files are gone or changed at once")
+            return
+        if not ripe:
+            return
+        rows = await self.in_thread(
+            self._parts.catalog.view, lambda db: files.get_many(db, self.row, ripe)
+        )
+        back = await self.in_thread(
+            still, root, [disk_name(row.path, row.state) for row in rows.values()]
+        )
+        doomed = [row for row in rows.values() if disk_name(row.path, row.state) not in back]
+        for path in ripe:
+            self._gone.pop(path, None)
+        if doomed:
+            self._losses.append((now, len(doomed)))
+            await self._parts.catalog.awrite(partial(self._retire, doomed))
+            self._parts.protected()
+
+    def _retire(self, rows: Sequence[FileRow], db: sqlite3.Connection) -> None:
+        now = int(self._parts.clock.wall() * 1000)
+        for row in rows:
+            if row.state == State.SKIPPED or not row.file_id:
+                files.forget(db, [row.id])
+            else:
+                files.retire(db, row.id, self._next(row), now)
+
+    def _next(self, row: FileRow) -> bytes:
+        return encode_version(next_version(decode_version(row.version), self._parts.me))
+
+    async def _pause(self, why: str) -> None:
+        log.warning("%s is paused: %s. Nothing is concluded from it.", self.path, why)
+        self.set_paused(why)
+        await self._parts.catalog.awrite(lambda db: folders.set_paused(db, self.row, why))
+
+    def set_paused(self, why: str) -> None:
+        self.entry = msgspec.structs.replace(self.entry, paused=why)
+        self._news.set()
+
+    def accept_change(self) -> None:
+        """The owner says that the mass change is meant."""
+        self._accepted = True
+        self._losses.clear()
+        self.mass_change = None
+        self.set_paused("")
+
+    async def undo_change(self) -> int:
+        """Bring back the placeholders that are gone; how many."""
+        root = self.root
+        if root is None:
+            raise Unavailable(f"{self.path} is not there.")
+        paths = list(self._gone)
+        rows = await self.in_thread(
+            self._parts.catalog.view, lambda db: files.get_many(db, self.row, paths)
+        )
+        raws = await self.in_thread(
+            self._parts.catalog.view,
+            lambda db: files.manifests(db, [row.id for row in rows.values()]),
+        )
+        restored = 0
+        for row in rows.values():
+            if row.id in raws:
+                name = row.path + SUFFIX
+                try:
+                    await self.in_thread(write_placeholder, root, name, raws[row.id])
+                except FileExistsError:
+                    continue
+                restored += 1
+        self._gone.clear()
+        self._losses.clear()
+        self.mass_change = None
+        self.set_paused("")
+        self.ask_rescan("undo")
+        return restored
+
+    # -- batches ----------------------------------------------------------------------------------
+
+    async def _dispatch(self, group: asyncio.TaskGroup) -> None:
+        root = self.root
+        while root is not None and not self.is_paused and self._batches < BATCHES_IN_FLIGHT:
+            batch = await self._next_batch(root)
+            if not batch:
+                return
+            size = sum(candidate.identity.size for candidate in batch)
+            if (lack := self._parts.room.lacks(root, size)) is not None:
+                self.waiting_for_room = lack
+                until = self._parts.clock.monotonic() + RETRY_S
+                for candidate in batch:
+                    self.waiting.defer(
+                        candidate.path, candidate.identity, "waiting for room", until=until
+                    )
+                return
+            self.waiting_for_room = None
+            for candidate in batch:
+                self.in_flight[candidate.path] = candidate.identity.size
+            self._batches += 1
+            group.create_task(self._take(root, batch))
+
+    async def _next_batch(self, root: Root) -> list[Candidate]:
+        """Up to a batch of paths that rested, looked at once more and judged."""
+        now = self._parts.clock.monotonic()
+        due = self.waiting.due(now, BATCH_FILES)
+        if not due:
+            return []
+        seen = await self.in_thread(still, root, [path for path, _ in due])
+        rows = await self.in_thread(
+            self._parts.catalog.view,
+            lambda db: files.get_many(db, self.row, [path for path, _ in due]),
+        )
+        batch: list[Candidate] = []
+        skipped: list[FileRow] = []
+        size = 0
+        for path, rest in due:
+            there = seen.get(path)
+            if there is None:
+                self._dirty.add(path)
+                continue
+            identity = identity_of(there)
+            if identity != rest.identity:
+                self.waiting.observe(path, identity, now=now, settle=self._settings.settle_s)
+                continue
+            if batch and size + identity.size > BATCH_BYTES:
+                self.waiting.observe(path, identity, now=now, settle=0.0)
+                continue
+            candidate = self._judge(there, rows.get(path))
+            if candidate is None:
+                continue
+            if isinstance(candidate, FileRow):
+                skipped.append(candidate)
+                continue
+            batch.append(candidate)
+            size += identity.size
+        if skipped:
+            await self._parts.catalog.awrite(lambda db: files.upsert_many(db, skipped))
+        return batch
+
+    def _judge(self, seen: Seen, row: FileRow | None) -> Candidate | FileRow | None:
+        """What to do with a file at rest: take it, record that it is skipped, or wait."""
+        parent = seen.path.rpartition(b"/")[0]
+        entity = Entity(
+            path=seen.path,
+            mode=seen.mode,
+            nlink=seen.nlink,
+            uid=seen.uid,
+            size=seen.size,
+            mtime_ns=seen.mtime_ns,
+        )
+        treatment, reason = classify(
+            entity,
+            self._settings,
+            our_uid=os.geteuid(),
+            in_repository=is_in_repository(seen.path, self._repositories),
+            siblings=self._siblings.get(parent, frozenset()),
+        )
+        if treatment is Treatment.SKIP:
+            return _plain_row(self.row, seen, State.SKIPPED, reason)
+        identity = identity_of(seen)
+        replace = treatment is Treatment.REPLACE
+        forced = seen.path in self._forced
+        self._forced.discard(seen.path)
+        if replace and self._parts.volatile is not None:
+            replace, reason = False, self._parts.volatile
+        if replace and (self._settings.pin or (row is not None and row.pinned)):
+            replace, reason = False, "pinned"
+        if replace and row is not None and not forced and self._is_in_work(seen, row):
+            replace, reason = False, IN_WORK
+        if row is not None and row.state == State.PROTECTED and not replace:
+            unchanged = identity == (row.ino, row.size, row.mtime_ns, row.ctime_ns)
+            if unchanged:
+                self._stay(row, identity, reason)
+                return None
+        return Candidate(seen.path, identity, replace, reason)
+
+    def _is_in_work(self, seen: Seen, row: FileRow) -> bool:
+        """Replaced before, or edited after it was protected: it stays `keep` after its last use."""
+        if row.state == State.DELETED or not row.file_id:
+            return False
+        wall = self._parts.clock.wall()
+        edited = row.state == State.PROTECTED and (seen.size, seen.mtime_ns) != (
+            row.size,
+            row.mtime_ns,
+        )
+        # A new file beside its own placeholder, or an edit that was just seen, is in use now.
+        used_now = edited or row.state == State.PLACEHOLDER
+        left = in_work_for(
+            last_use=wall if used_now else row.last_use / 1000,
+            now=wall,
+            keep_s=self._settings.keep_s,
+            replaced_before=bool(row.replaced_before),
+            edited_since_protected=edited or row.last_use > 0,
+        )
+        return left > 0
+
+    def _stay(self, row: FileRow, identity: Identity, reason: str) -> None:
+        if reason != row.reason:
+            self._parts.catalog.write(
+                lambda db: files.set_state(db, [row.id], State.PROTECTED, reason)
+            )
+        if reason == IN_WORK:
+            self._wait_for_end_of_work(row.path, identity, row.last_use / 1000)
+
+    def _wait_for_end_of_work(self, path: bytes, identity: Identity, last_use: float) -> None:
+        clock = self._parts.clock
+        left = max(RETRY_S, last_use + self._settings.keep_s - clock.wall())
+        self.waiting.defer(path, identity, IN_WORK, until=clock.monotonic() + left)
+
+    async def _take(self, root: Root, batch: list[Candidate]) -> None:
+        """One batch in a thread; its outcomes come back here."""
+        candidates = {candidate.path: candidate for candidate in batch}
+        prefix = os.fsencode(self.path) + b"/"
+        try:
+            taken = await self.in_thread(self._parts.taking.take, root, self.row, batch)
+        except (P2PStoreError, OSError) as exc:
+            log.warning("A batch of %d files of %s failed: %s", len(batch), self.path, exc)
+            reason = str(exc) if isinstance(exc, P2PStoreError) else str(exc.strerror)
+            until = self._parts.clock.monotonic() + RETRY_S
+            for candidate in batch:
+                self.waiting.defer(candidate.path, candidate.identity, reason, until=until)
+            return
+        finally:
+            self._batches -= 1
+            for path in candidates:
+                self.in_flight.pop(path, None)
+            self._news.set()
+        for outcome in taken.outcomes:
+            if outcome.state == "placeholder":
+                self._parts.opens.mark_own(prefix + outcome.path + SUFFIX)
+            self._settle_outcome(outcome, candidates[outcome.path])
+        self._hold(taken)
+        self._parts.protected()
+
+    def _settle_outcome(self, outcome: Outcome, candidate: Candidate) -> None:
+        clock = self._parts.clock
+        if outcome.state == "later":
+            until = clock.monotonic() + RETRY_S
+            self.waiting.defer(outcome.path, candidate.identity, outcome.reason, until=until)
+        elif outcome.state in ("gone", "found placeholder"):
+            self._dirty.add(outcome.path)
+        elif outcome.state == "protected" and outcome.reason == IN_WORK:
+            self._wait_for_end_of_work(outcome.path, candidate.identity, clock.wall())
+        elif outcome.state == "protected" and outcome.reason in RETRIED:
+            until = clock.monotonic() + RETRY_S
+            self.waiting.defer(outcome.path, candidate.identity, outcome.reason, until=until)
+
+    def _hold(self, taken: Taken) -> None:
+        """Keep the leases a second more; remember the trash."""
+        if taken.intent is not None and taken.body is not None:
+            since = int(self._parts.clock.wall() * 1000)
+            self._trash.append(Trashed(taken.intent, taken.body, since, False))
+        if taken.claims:
+            loop = asyncio.get_running_loop()
+            loop.call_later(LEASE_HOLD_S, self._parts.pool.submit, _close_all, taken.claims)
+
+    # -- trash ------------------------------------------------------------------------------------
+
+    def trash_waits(self, batch: Trashed) -> None:
+        """A batch that somebody else (hydrate) put into this folder's trash."""
+        self._trash.append(batch)
+        self._news.set()
+
+    def trash(self) -> list[Trashed]:
+        return list(self._trash)
+
+    async def _empty_trash(self) -> None:
+        """Let go what has waited long enough and is still what was put there."""
+        root = self.root
+        now = self._parts.clock.wall() * 1000
+        if root is None:
+            return
+        due = [b for b in self._trash if b.since_ms + self._parts.trash_hold_s * 1000 <= now]
+        for batch in due:
+            self._trash.remove(batch)
+            left = await self.in_thread(self._discard, root, batch)
+            if left is not None:
+                self._trash.append(left)
+
+    def _discard(self, root: Root, batch: Trashed) -> Trashed | None:
+        """Runs in a thread. What may not go yet stays in the batch; damaged goes back."""
+        catalog = self._parts.catalog
+        items = {item.path: item for item in batch.body.items}
+        originals = [path for path, item in items.items() if item.hash]
+
+        def durable(db: sqlite3.Connection) -> set[bytes]:
+            rows = files.get_many(db, self.row, originals)
+            return {
+                path
+                for path in originals
+                if (row := rows.get(path)) is None
+                or all(
+                    b.state == blocks.BundleState.EVICTED
+                    or (b.state != blocks.BundleState.LOST and self._parts.store.has(b.bundle_id))
+                    for b in blocks.bundles_of_file(db, row.id)
+                )
+            }
+
+        safe = catalog.view(durable)
+        doomed = [
+            Doomed(path, item.identity, item.hash, batch.rehash)
+            for path, item in items.items()
+            if not item.hash or path in safe
+        ]
+        fates = discard(root, batch.body.batch, doomed, self._parts.keeper)
+        for fate in fates:
+            if fate.moved_back:
+                log.info("%s was changed while it lay in trash; it is back.", fate.moved_back)
+                self._dirty.add(fate.moved_back)
+        finished = {fate.path for fate in fates if fate.gone or fate.moved_back}
+        rest = tuple(item for path, item in items.items() if path not in finished)
+        body = Body(batch.body.folder_id, batch.body.batch, rest)
+        if rest:
+            catalog.write(
+                lambda db: journal.advance(db, batch.intent, "trashed", body.encode())
+            ).result()
+            return batch._replace(body=body)
+        catalog.write(lambda db: journal.close(db, batch.intent)).result()
+        return None
+
+
+RETRIED = frozenset((IN_WORK, "opened for writing meanwhile", "changed meanwhile"))
+
+
+def _close_all(claims: Sequence[Claim]) -> None:
+    for entry in claims:
+        entry.close()
+
+
+def _known_files(folder: int, db: sqlite3.Connection) -> int:
+    return sum(count.files for count in files.counts(db, folder))
+
+
+def _plain_row(folder: int, seen: Seen, state: str, reason: str) -> FileRow:
+    return FileRow(
+        folder=folder,
+        path=seen.path,
+        state=state,
+        reason=reason,
+        file_size=seen.size,
+        size=seen.size,
+        ino=seen.ino,
+        mtime_ns=seen.mtime_ns,
+        ctime_ns=seen.ctime_ns,
+    )

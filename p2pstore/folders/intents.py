@@ -1,0 +1,74 @@
+"""What the journal says about a folder's files: enough to finish or take back after a crash.
+
+REPLACE   state   ingest     nothing in the folder was touched
+                  placing    the files are protected; some `.f` may have got their names
+                  commit     the named originals are being renamed into trash
+                  trashed    originals (and old `.f`) lie in trash until `trash_hold` is over
+HYDRATE   state   landing    originals may have got their names beside their placeholders
+                  trashed    placeholders lie in trash until `trash_hold` is over
+
+Body: MessagePack array [folder id, batch, items]; an item is [path, ino, size, mtime ns, ctime ns,
+content hash]. In `trashed` the numbers are those of the file in trash, and the hash of one of our
+placeholders is empty.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from p2pstore.errors import FormatError
+from p2pstore.placement import Identity
+
+INGEST = "ingest"
+PLACING = "placing"
+COMMIT = "commit"
+LANDING = "landing"
+TRASHED = "trashed"
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True):
+    path: bytes
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    hash: bytes = b""
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.ino, self.size, self.mtime_ns, self.ctime_ns)
+
+    @classmethod
+    def of(cls, path: bytes, identity: Identity, content_hash: bytes = b"") -> Item:
+        return cls(path, *identity, content_hash)
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True):
+    folder_id: bytes
+    batch: str
+    items: tuple[Item, ...]
+
+    def encode(self) -> bytes:
+        return _ENCODER.encode(self)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Body:
+        try:
+            return _DECODER.decode(raw)
+        except msgspec.MsgspecError as exc:
+            raise FormatError("A journal row of the catalog is damaged.") from exc
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Body)
+
+
+class Trashed(NamedTuple):
+    """A batch that waits in trash."""
+
+    intent: int
+    body: Body
+    since_ms: int
+    rehash: bool  # the node restarted since: contents are hashed anew before anything goes

@@ -1,0 +1,226 @@
+"""RECONCILE: what lies in a folder, held against what the catalog has.
+
+A look is cheap and decides nothing: it sorts what it finds into findings, and whoever owns the
+folder waits until things are at rest. An error while listing never means "gone".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import stat as stat_module
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from p2pstore.content import MAX_SIZE
+from p2pstore.placement import OWN, SUFFIX, Identity, Root
+from p2pstore.policy import marks_repository
+from p2pstore.store import Catalog, State, files
+from p2pstore.watch import Seen, Unread, scan
+
+
+class Gone(NamedTuple):
+    """A path of the catalog under which nothing lies any more."""
+
+    path: bytes  # logical
+    id: int
+    state: str
+
+
+@dataclass(slots=True)
+class Findings:
+    changed: list[Seen] = field(default_factory=list)  # regular files that the catalog has not so
+    placeholders: list[Seen] = field(default_factory=list)  # small `.f` files not known so
+    links: list[Seen] = field(default_factory=list)
+    others: list[Seen] = field(default_factory=list)  # FIFO, socket, device
+    gone: list[Gone] = field(default_factory=list)
+    directories: list[bytes] = field(default_factory=list)
+    repositories: set[bytes] = field(default_factory=set)  # directories with a repository's mark
+    siblings: dict[bytes, set[bytes]] = field(default_factory=dict)  # lock files by directory
+    unread: list[Unread] = field(default_factory=list)
+    entries: int = 0
+    modified: int = 0  # known files that are not as they were
+    appeared: int = 0
+
+
+def disk_name(path: bytes, state: str) -> bytes:
+    """Where a row's file lies: a placeholder under its path with `.f`."""
+    return path + SUFFIX if state == State.PLACEHOLDER else path
+
+
+def look_at_all(root: Root, catalog: Catalog, folder: int, *, below: bytes = b"") -> Findings:
+    """A scan of the folder, or of the directory `below`; what is missing is told for it alone."""
+    known = {
+        disk_name(row.path, row.state): row
+        for row in map(files.Identity._make, catalog.view(lambda db: files.identities(db, folder)))
+        if not below or row.path.startswith(below + b"/") or row.path == below
+    }
+    findings = Findings()
+    for seen in scan(root.fd, below=below):
+        if isinstance(seen, Unread):
+            findings.unread.append(seen)
+            continue
+        findings.entries += 1
+        _sort(seen, known, findings)
+    _conclude(known, findings)
+    return findings
+
+
+def look_at(root: Root, catalog: Catalog, folder: int, paths: Iterable[bytes]) -> Findings:
+    """Single paths, as hints name them; a directory among them is scanned."""
+    findings = Findings()
+    plain: list[tuple[bytes, Seen | None]] = []
+    for path in paths:
+        if not path or path == OWN or path.startswith(OWN + b"/"):
+            continue
+        try:
+            seen = _stat(root, path)
+        except OSError as exc:
+            findings.unread.append(Unread(path, exc))
+            continue
+        if seen is not None and stat_module.S_ISDIR(seen.mode):
+            _merge(findings, look_at_all(root, catalog, folder, below=path))
+        else:
+            plain.append((path, seen))
+    logical = {path for path, _ in plain} | {path.removesuffix(SUFFIX) for path, _ in plain}
+    rows = catalog.view(lambda db: files.get_many(db, folder, sorted(logical)))
+    known = {
+        disk_name(row.path, row.state): files.Identity(
+            row.path, row.ino, row.size, row.mtime_ns, row.ctime_ns, row.state, row.id
+        )
+        for row in rows.values()
+        if row.state != State.DELETED
+    }
+    for path, seen in plain:
+        if seen is not None:
+            findings.entries += 1
+            _sort(seen, known, findings)
+        elif path not in known and catalog.view(partial(_any_below, folder, path)):
+            # A directory that was here: what was below it is gone, or moved.
+            _merge(findings, look_at_all(root, catalog, folder, below=path))
+    touched = {path for path, _ in plain}
+    _conclude({name: row for name, row in known.items() if name in touched}, findings)
+    return findings
+
+
+def _any_below(folder: int, path: bytes, db: sqlite3.Connection) -> bool:
+    return bool(files.page(db, folder, path, limit=1))
+
+
+def still(root: Root, paths: Iterable[bytes]) -> dict[bytes, Seen]:
+    """What lies at the paths now; where nothing does or nothing can be seen they are left out."""
+    found: dict[bytes, Seen] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if (seen := _stat(root, path)) is not None:
+                found[path] = seen
+    return found
+
+
+def is_in_repository(path: bytes, repositories: Collection[bytes]) -> bool:
+    if not repositories:
+        return False
+    if b"" in repositories:
+        return True
+    at = path.rfind(b"/")
+    while at > 0:
+        if path[:at] in repositories:
+            return True
+        at = path.rfind(b"/", 0, at)
+    return False
+
+
+def _sort(seen: Seen, known: dict[bytes, files.Identity], findings: Findings) -> None:
+    mode = seen.mode
+    parent, _, name = seen.path.rpartition(b"/")
+    if stat_module.S_ISDIR(mode):
+        findings.directories.append(seen.path)
+        if marks_repository(name):
+            findings.repositories.add(parent)
+        return
+    if name[:1] in (b".", b"~"):
+        findings.siblings.setdefault(parent, set()).add(name)
+    row = known.pop(seen.path, None)
+    same = row is not None and (row.ino, row.size, row.mtime_ns, row.ctime_ns) == (
+        seen.ino,
+        seen.size,
+        seen.mtime_ns,
+        seen.ctime_ns,
+    )
+    if same:
+        return
+    if row is None:
+        findings.appeared += 1
+    else:
+        findings.modified += 1
+    if stat_module.S_ISREG(mode):
+        if seen.path.endswith(SUFFIX) and seen.size <= MAX_SIZE:
+            findings.placeholders.append(seen)
+        else:
+            findings.changed.append(seen)
+    elif stat_module.S_ISLNK(mode):
+        findings.links.append(seen)
+    else:
+        findings.others.append(seen)
+
+
+def _conclude(known: dict[bytes, files.Identity], findings: Findings) -> None:
+    """What is left of the known was not seen: gone, unless it lies where nothing could be read."""
+    unread = [entry.path for entry in findings.unread]
+    present = {seen.path for seen in findings.changed}
+    for name, row in known.items():
+        if any(not path or name == path or name.startswith(path + b"/") for path in unread):
+            continue
+        if row.state == State.PLACEHOLDER and row.path in present:
+            continue  # its placeholder gave way to a new file of that name
+        findings.gone.append(Gone(row.path, row.id, row.state))
+
+
+def _stat(root: Root, path: bytes) -> Seen | None:
+    try:
+        fd = root.open(path, os.O_PATH | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.EXDEV):
+            return None  # a directory on the way became a link: nothing of ours lies there
+        raise
+    try:
+        st = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return Seen(
+        path,
+        st.st_ino,
+        st.st_dev,
+        st.st_mode,
+        st.st_nlink,
+        st.st_uid,
+        st.st_size,
+        st.st_mtime_ns,
+        st.st_ctime_ns,
+    )
+
+
+def identity_of(seen: Seen) -> Identity:
+    return Identity(seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
+
+
+def _merge(into: Findings, other: Findings) -> None:
+    into.changed += other.changed
+    into.placeholders += other.placeholders
+    into.links += other.links
+    into.others += other.others
+    into.gone += other.gone
+    into.directories += other.directories
+    into.repositories |= other.repositories
+    for directory, names in other.siblings.items():
+        into.siblings.setdefault(directory, set()).update(names)
+    into.unread += other.unread
+    into.entries += other.entries
+    into.modified += other.modified
+    into.appeared += other.appeared

@@ -1,0 +1,110 @@
+"""Which paths wait for what: to come to rest, to be tried again, to be taken.
+
+Pure bookkeeping for one folder. `due` gives out what has rested; a path that changes begins anew.
+Memory is one entry for each path that is neither settled nor known to the catalog as it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from p2pstore.placement import Identity
+
+
+class Rest(NamedTuple):
+    identity: Identity
+    reason: str  # why it did not go the last time; empty at first
+    due: float  # on the monotonic clock
+
+
+@dataclass(slots=True)
+class Tally:
+    files: int = 0
+    bytes: int = 0
+
+
+class Waiting:
+    def __init__(self) -> None:
+        self._rest: dict[bytes, Rest] = {}
+        self._heap: list[tuple[float, bytes]] = []
+
+    def __len__(self) -> int:
+        return len(self._rest)
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._rest
+
+    def observe(self, path: bytes, identity: Identity, *, now: float, settle: float) -> None:
+        """The path was seen like this; it is due when it stays so for `settle` seconds."""
+        known = self._rest.get(path)
+        if known is not None and known.identity == identity and not known.reason:
+            return
+        self._put(path, Rest(identity, "", now + settle))
+
+    def touch(self, path: bytes, *, now: float, settle: float) -> None:
+        """An event named it: the rest begins anew, whatever it looks like."""
+        known = self._rest.get(path)
+        if known is not None:
+            self._put(path, known._replace(due=now + settle, reason=""))
+
+    def defer(self, path: bytes, identity: Identity, reason: str, *, until: float) -> None:
+        """Try again at `until`."""
+        self._put(path, Rest(identity, reason, until))
+
+    def drop(self, path: bytes) -> None:
+        self._rest.pop(path, None)
+
+    def due(self, now: float, limit: int) -> list[tuple[bytes, Rest]]:
+        """At most `limit` paths that rested long enough; they are taken out."""
+        found: list[tuple[bytes, Rest]] = []
+        while self._heap and self._heap[0][0] <= now and len(found) < limit:
+            moment, path = heapq.heappop(self._heap)
+            rest = self._rest.get(path)
+            if rest is not None and rest.due == moment:
+                found.append((path, self._rest.pop(path)))
+        return found
+
+    def hurry(self, path: bytes, *, now: float) -> bool:
+        """Make it due now; False when it does not wait."""
+        known = self._rest.get(path)
+        if known is None:
+            return False
+        self._put(path, known._replace(due=now))
+        return True
+
+    def next_due(self) -> float | None:
+        """When to look again; never later than the first that is due."""
+        return self._heap[0][0] if self._heap else None
+
+    def active(self) -> Tally:
+        """Those that will go by themselves soon: not held up by a reason."""
+        tally = Tally()
+        for rest in self._rest.values():
+            if not rest.reason:
+                tally.files += 1
+                tally.bytes += rest.identity.size
+        return tally
+
+    def held_up(self) -> dict[str, Tally]:
+        """reason -> how many wait for it."""
+        tallies: dict[str, Tally] = {}
+        for rest in self._rest.values():
+            if rest.reason:
+                tally = tallies.setdefault(rest.reason, Tally())
+                tally.files += 1
+                tally.bytes += rest.identity.size
+        return tallies
+
+    def reason(self, path: bytes) -> str | None:
+        """Why it waits ("" while it comes to rest); None when it does not."""
+        rest = self._rest.get(path)
+        return None if rest is None else rest.reason
+
+    def reasons(self) -> list[tuple[bytes, str]]:
+        return [(path, rest.reason) for path, rest in self._rest.items() if rest.reason]
+
+    def _put(self, path: bytes, rest: Rest) -> None:
+        self._rest[path] = rest
+        heapq.heappush(self._heap, (rest.due, path))
