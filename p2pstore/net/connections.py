@@ -97,6 +97,8 @@ class Connections:
 
         PeerUnreachable when no address answers. Callers at the same time share one attempt.
         """
+        if self._closed:
+            raise PeerUnreachable("The network was closed.")
         if isinstance(target, tuple):
             link = await self._transport.dial(*target)
             self._settle(link)
@@ -115,7 +117,8 @@ class Connections:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if task.cancelled():  # we are being closed, the caller is not
+            caller = asyncio.current_task()
+            if task.cancelled() and caller is not None and not caller.cancelling():
                 raise PeerUnreachable("The network was closed.") from None
             raise
 

@@ -69,9 +69,6 @@ class PeerBook:
         book._peers = {peer.node_id: peer for peer in content.peers}
         return book
 
-    def __len__(self) -> int:
-        return len(self._peers)
-
     def get(self, node_id: NodeId) -> KnownPeer | None:
         return self._peers.get(node_id)
 
