@@ -157,18 +157,24 @@ def offered(door: str) -> frozenset[str]:
     return frozenset()
 
 
-def imports(name: str, text: str, modules: Mapping[str, str]) -> Iterator[Import]:
-    tree = parsed(text)
+@functools.cache
+def statements(text: str) -> list[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Each import statement, and whether it is there for type checkers alone."""
+    every = list(ast.walk(parsed(text)))
     for_types: set[int] = set()
-    for node in ast.walk(tree):
+    for node in every:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for_types.update(id(inner) for part in node.body for inner in ast.walk(part))
-    for node in ast.walk(tree):
-        types_only = id(node) in for_types
+    kinds = ast.Import | ast.ImportFrom
+    return [(node, id(node) in for_types) for node in every if isinstance(node, kinds)]
+
+
+def imports(name: str, text: str, modules: Mapping[str, str]) -> Iterator[Import]:
+    for node, types_only in statements(text):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(name, alias.name, None, node.lineno, types_only)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             target = node.module or ""
             if node.level:
                 base = name.split(".")
