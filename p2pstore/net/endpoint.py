@@ -181,9 +181,10 @@ class Endpoint(ABC):
     def gone(self, link: Link) -> None:
         self._links.discard(link)
         if not link.is_dialled:
-            self._addresses[link.address[0]] -= 1
-            if not self._addresses[link.address[0]]:
-                del self._addresses[link.address[0]]
+            origin = origin_of(link.address[0])
+            self._addresses[origin] -= 1
+            if not self._addresses[origin]:
+                del self._addresses[origin]
 
     def _tell(self, link: Link, is_up: bool, *, soon: bool) -> None:
         if soon:
@@ -202,19 +203,20 @@ class Endpoint(ABC):
     def _accept(self, address: Address) -> Link | None:
         """A link for a connection from there, or None when it is one too many."""
         unidentified = sum(not link.is_ready for link in self._links)
-        allowed = self.limits.per_loopback if _is_loopback(address[0]) else self.limits.per_address
+        origin = origin_of(address[0])
+        allowed = self.limits.per_loopback if _is_loopback(origin) else self.limits.per_address
         if (
             self._closed
             or unidentified >= self.limits.max_unidentified
             or len(self._links) >= self.limits.max_peers + self.limits.max_unidentified
-            or self._addresses[address[0]] >= allowed
+            or self._addresses[origin] >= allowed
         ):
             log.debug("Refused a connection from %s: too many.", address[0])
             return None
         self._keep()
         link = Link(self, Side.ACCEPTED, address)
         self._links.add(link)
-        self._addresses[address[0]] += 1
+        self._addresses[origin] += 1
         return link
 
     def _keep(self) -> None:
@@ -233,8 +235,20 @@ class Endpoint(ABC):
             link.check(now)
 
 
-def _is_loopback(host: str) -> bool:
+def origin_of(host: str) -> str:
+    """What counts as one address: an IPv4 address, or the /64 that an IPv6 host chooses from."""
     try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return False
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        mapped = address.ipv4_mapped
+        if mapped is not None:
+            return str(mapped)
+        if not address.is_loopback:
+            return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _is_loopback(origin: str) -> bool:
+    return origin == "::1" or origin.startswith("127.")

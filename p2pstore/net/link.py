@@ -349,6 +349,12 @@ class Link(asyncio.BufferedProtocol):
         self._retiring = True
         self._close_if_retired()
 
+    def promote(self, role: str) -> None:
+        """The peer's role changed while it was connected: it has joined."""
+        self.role = role
+        if role != STRANGER:
+            self.session.allow_payload()
+
     async def wait_ready(self) -> None:
         """Until both HELLOs are accepted; raises why not."""
         await asyncio.shield(self._ready)
@@ -369,7 +375,11 @@ class Link(asyncio.BufferedProtocol):
     def open_exchange(self, exchange: Exchange, message: Message, payload: bytes) -> int:
         if not self.is_ready or self.is_closed:
             raise self.gone()
-        number, frames = self.session.send_request(message, payload)
+        try:
+            number, frames = self.session.send_request(message, payload)
+        except Unavailable:
+            self.retire()  # its numbers are used up; another link begins anew
+            raise
         self._asking[number] = exchange
         self.write(frames)
         return number

@@ -57,6 +57,7 @@ CANCEL = 2
 _FRAME = struct.Struct(">III")
 FRAME_HEAD = _FRAME.size
 BUFFER = 256 * 1024  # what one read of asyncio's or uvloop's TLS layer can yield
+FIRST_BUFFER = 16 * 1024  # most links are idle most of the time; a busy one soon has BUFFER
 
 
 class Side(IntEnum):
@@ -129,10 +130,11 @@ class Session:
         # Exchanges that we opened and that are not finished: True = the asker may send more.
         self._own: dict[int, bool] = {}
         self._theirs: dict[int, bool] = {}
-        self._buffer = bytearray(BUFFER)
+        self._buffer = bytearray(FIRST_BUFFER)
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
+        self._was_full = False
         self._need = FRAME_HEAD  # bytes that the frame at `_start` has, as far as known
 
     # -- what stands where -------------------------------------------------------------------
@@ -170,30 +172,35 @@ class Session:
         """Room to receive into; call `buffer_updated` with the number of bytes written there."""
         if self._start == self._end:
             self._start = self._end = 0
+        if self._was_full and len(self._buffer) < BUFFER:
+            self._make_room(2 * len(self._buffer))
+        self._was_full = False
         free = len(self._buffer) - self._end
         wanted = self._need - (self._end - self._start)
         if free < wanted or not free:
-            self._make_room()
+            self._make_room(0)
         return self._view[self._end :]
 
-    def _make_room(self) -> None:
+    def _make_room(self, wish: int) -> None:
+        """Move what is there to the front, into a larger buffer where one is called for."""
         used = self._end - self._start
         kept = self._view[self._start : self._end]
-        if self._start:
-            self._view[:used] = bytes(kept)
-        if self._need > len(self._buffer) and used * 2 >= len(self._buffer):
+        size = len(self._buffer)
+        if self._need > size and used * 2 >= size:
             # Grows with what has come, not with what was announced: an announcement is free.
-            size = min(self._need + BUFFER, 2 * len(self._buffer))
-            grown = bytearray(size)
-            grown[:used] = self._view[:used]
-            self._view = memoryview(grown)
-            self._buffer = grown
+            wish = max(wish, min(self._need + BUFFER, 2 * size))
+        if wish > size:
+            self._buffer = bytearray(wish)
+            self._view = memoryview(self._buffer)
+        elif self._start:
+            kept = memoryview(bytes(kept))  # the two places may overlap
+        self._view[:used] = kept
         self._start, self._end = 0, used
 
     def shrink(self) -> None:
         """Give back the memory of an idle session's large buffer."""
-        if not self.is_mid_frame and len(self._buffer) > BUFFER:
-            self._buffer = bytearray(BUFFER)
+        if not self.is_mid_frame and len(self._buffer) > FIRST_BUFFER:
+            self._buffer = bytearray(FIRST_BUFFER)
             self._view = memoryview(self._buffer)
             self._start = self._end = 0
 
@@ -202,6 +209,7 @@ class Session:
         if self._ended is not None:
             raise self._ended
         self._end += count
+        self._was_full = self._end == len(self._buffer)
         events: list[Event] = []
         try:
             while self._end - self._start >= FRAME_HEAD:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from p2pstore.net.endpoint import origin_of
 from p2pstore.net.limits import Limits, Pace
 from p2pstore.net.tasks import TaskOwner
 
@@ -35,6 +36,22 @@ def test_idle_time_does_not_count() -> None:
     assert not pace.is_too_slow(40.0, 0, busy=True)
     assert not pace.is_too_slow(69.0, 0, busy=True)
     assert pace.is_too_slow(70.0, 0, busy=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::1"),
+        ("pipe", "pipe"),
+    ],
+)
+def test_a_whole_ipv6_network_counts_as_one_address(host: str, origin: str) -> None:
+    assert origin_of(host) == origin
 
 
 async def test_owner_ends_its_tasks() -> None:

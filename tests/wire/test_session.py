@@ -38,7 +38,7 @@ from p2pstore.wire import (
     Side,
 )
 from p2pstore.wire.message import encode_message
-from p2pstore.wire.session import BUFFER, CANCEL, FINAL
+from p2pstore.wire.session import BUFFER, CANCEL, FINAL, FIRST_BUFFER
 
 HELLO = Hello("main", (1,), PublicKey(bytes(32)))
 PUT_END = PutEnd(bytes(32))
@@ -71,6 +71,19 @@ def greeted() -> Session:
 def a_put(dialled: Session) -> tuple[int, list[bytes]]:
     put = Put(BundleId(bytes(32)), Tag(bytes(20)), b"", (), 5, 60)
     return dialled.send_request(put, b"list")
+
+
+def test_frames_have_their_golden_bytes() -> None:
+    dialled, accepted = pair()
+    number, frames = dialled.send_request(Ping())
+    assert b"".join(frames).hex() == "0000000200000000000000019102"
+    accepted.receive(b"".join(frames))
+    assert b"".join(accepted.send_reply(number, Pong(), b"xy")).hex() == (
+        "01000002000000020000000191037879"
+    )
+    number, frames = accepted.send_request(Ping())
+    assert b"".join(frames).hex() == "0000000200000000000000029102"
+    assert b"".join(accepted.send_cancel(number)).hex() == "020000000000000000000002"
 
 
 def test_request_and_final_reply_end_the_exchange() -> None:
@@ -201,7 +214,7 @@ def test_large_buffer_is_given_back() -> None:
     session = greeted()
     session.receive(frame(encode_message_of_put(), bytes(MAX_PAYLOAD), exchange=1))
     session.shrink()
-    assert len(session.get_buffer()) == BUFFER
+    assert len(session.get_buffer()) == FIRST_BUFFER
 
 
 LIST = encode_message_of_put()
