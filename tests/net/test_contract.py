@@ -497,7 +497,7 @@ async def test_full_house_gives_a_strangers_place_to_a_device(nodes: Any, until:
 
 
 async def test_silent_peer_is_asked_and_dropped(nodes: Any, until: Until) -> None:
-    link, server = await nodes.linked(limits=Limits(check_every_s=3600, pong_s=0.05))
+    link, server = await nodes.linked()
     await until(lambda: len(server.links()) == 1)
     (there,) = server.links()
     server.check()
@@ -509,6 +509,7 @@ async def test_silent_peer_is_asked_and_dropped(nodes: Any, until: Until) -> Non
     server.check()
     assert not there.is_closed  # it answered
     link._transport.pause_reading()
+    there._limits = Limits(check_every_s=3600, pong_s=0.01)
     nodes.clock.advance(61)
 
     def checked() -> bool:
