@@ -206,7 +206,7 @@ def walk(
 ) -> Iterator[FileRow]:
     """All rows beneath a directory, fetched in pages; the caller may change rows meanwhile."""
     after = b""
-    while rows := page(db, folder, prefix, after=after, states=states):
+    while rows := page(db, folder, prefix, after=after, limit=PAGE, states=states):
         yield from rows
         after = rows[-1].path
 

@@ -169,6 +169,29 @@ def test_a_damaged_live_map_hides_no_error(store: DiskBundles) -> None:
     again.close()
 
 
+def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(
+    store: DiskBundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    real_sync, real_rename = os.fsync, Path.rename
+
+    def sync(fd: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{fd}")).parent.name)
+        real_sync(fd)
+
+    def rename(path: Path, target: Path) -> Path:
+        order.append("rename")
+        return real_rename(path, target)
+
+    store._sealed_directory(header().bundle_id)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", rename)
+    bundle = store.create(header(), KEY)
+    bundle.append(blocks(2))
+    bundle.seal()
+    assert order == ["open", "rename", store.root.name]
+
+
 def test_a_failed_fsync_is_never_tried_again(
     store: DiskBundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
