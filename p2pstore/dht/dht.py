@@ -137,10 +137,10 @@ class Dht:
 
         `bootstrap` comes from our user and may hold host names; they are resolved off the loop.
         """
-        await self._server.listen(port, host)
         self._names = tuple(bootstrap)
         self._load(saved)
         self._store_own_record()
+        await self._server.listen(port, host)
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._runner = asyncio.create_task(self._run(opened), name="dht")
         await opened
@@ -172,7 +172,8 @@ class Dht:
 
     def state(self) -> bytes:
         """What makes the next start quick; keep it, and hand it to `start`."""
-        self._remember()
+        if self._server.protocol is not None:
+            self._remember()
         records = tuple(self._records.newest(STATE_RECORDS))
         return msgspec.msgpack.encode(_State(STATE_VERSION, self._ways_in, records))
 
@@ -340,7 +341,10 @@ class Dht:
         return first[:MAX_PROVIDERS]
 
     async def _resolve(self, wanted: set[NodeId], search: _Search) -> dict[NodeId, PeerRecord]:
-        """Address records: fresh ones of ours, else from those who named the provider."""
+        """Address records: fresh ones of ours, else from two of those who named the provider.
+
+        Two, because one may keep an old record back to send us astray; more while some is lacking.
+        """
         fresh_ms = search.now_ms - FRESH_RECORD_MS
         for turn in range(FIRST_ASKED):
             plan: defaultdict[bytes, list[NodeId]] = defaultdict(list)
@@ -349,7 +353,7 @@ class Dht:
                 namers = list(search.namers[node_id])
                 if turn < len(namers) and (record is None or record.issued_ms < fresh_ms):
                     plan[namers[turn]].append(node_id)
-            if not plan or (turn and not self._lacking(wanted, search.now_ms)):
+            if not plan or (turn >= 2 and not self._lacking(wanted, search.now_ms)):
                 break
             async with asyncio.TaskGroup() as group:
                 for namer, ids in plan.items():
@@ -480,7 +484,8 @@ class Dht:
     def _protocol(self) -> SignedProtocol:
         if self._runner is None:
             raise Unavailable("The DHT is closed.")
-        return self._server.protocol
+        protocol: SignedProtocol = self._server.protocol
+        return protocol
 
     def _store_own_record(self) -> bytes:
         raw = self._record()

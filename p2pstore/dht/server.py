@@ -48,7 +48,7 @@ class DhtServer(Server):  # type: ignore[misc]  # the package has no types
         self._create = create
         self._subnet_limit = subnet_limit
         self._endpoint = endpoint
-        self.protocol: SignedProtocol
+        self.protocol: Any  # SignedProtocol once it listens
 
     def _create_protocol(self) -> SignedProtocol:
         return self._create(self.node)

@@ -43,7 +43,7 @@ def test_a_crawl_finds_the_nearest_of_all(sim: Any) -> None:
     sim.settings = DhtSettings(k=6, packets_in_s=None, packets_out_s=None, unproven_in_s=None)
 
     async def story() -> None:
-        nodes = await sim.swarm(40)
+        nodes = await sim.swarm(30)
         for i in range(5):
             target = Node(bytes([50 * i]) * 20)
             found = await nodes[-1]._server.nearest(target)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from p2pstore.dht import DhtSettings
 from p2pstore.dht import datagram as wire
 from p2pstore.dht.address import Address, pack_contacts
 from p2pstore.dht.claim import LIFETIME_MS, make_claim
-from p2pstore.dht.protocol import TRIES_S
+from p2pstore.dht.protocol import TRIES_S, SignedTransport
 from p2pstore.ids import PublicKey, node_id_of
 
 
@@ -465,3 +467,37 @@ def test_a_claim_counts_only_from_its_provider(sim: Any, tags: Any) -> None:
         assert len(dht._claims) == 3
 
     sim.run(story())
+
+
+@pytest.mark.parametrize(
+    ("family", "host", "sent"),
+    [
+        (socket.AF_INET, "20.0.0.1", ["20.0.0.1"]),
+        (socket.AF_INET, "2a00::1", []),
+        (socket.AF_INET6, "2a00::1", ["2a00::1"]),
+        (socket.AF_INET6, "20.0.0.1", ["::ffff:20.0.0.1"]),
+    ],
+)
+def test_each_socket_sends_only_where_it_can(family: Any, host: str, sent: list[str]) -> None:
+    class Out:
+        hosts: list[str]
+
+        def __init__(self) -> None:
+            self.hosts = []
+
+        def sendto(self, raw: bytes, address: Any) -> None:
+            self.hosts.append(address[0])
+
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return SimpleNamespace(family=family)
+
+        def close(self) -> None:
+            pass
+
+    out = Out()
+    transport = SignedTransport(out)
+    transport.send(b"x", Address(host, 80))
+    assert out.hosts == sent
+    transport.close()
+    transport.send(b"x", Address(host, 80))
+    assert out.hosts == sent
