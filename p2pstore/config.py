@@ -149,7 +149,7 @@ _SIZES: Final = {"b": 1} | {
     for unit, base in ((f"{letter}b", 1000), (f"{letter}ib", 1024))
 }
 # ASCII digits only: `\d` would take those of every script.
-_QUANTITY = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))?\s*([a-zA-Z]*)")
+_QUANTITY = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,9}))?\s*([a-zA-Z]*)")
 
 
 def parse_duration(text: str) -> float:
