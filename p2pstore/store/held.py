@@ -52,7 +52,6 @@ from p2pstore.content import (
     signed_list,
     verify_live_map,
 )
-from p2pstore.content.bundle import END_MAGIC
 from p2pstore.durable import replace_file, sync_directory
 from p2pstore.errors import (
     Busy,
@@ -84,6 +83,8 @@ TRASH_MS: Final = 7 * 86_400_000
 LEASE_MS: Final = 180 * 86_400_000
 LOCK_LEASE_MS: Final = 60 * 86_400_000  # a locked bundle has at least this lease
 MAX_UPLOADS: Final = 256  # open at once: one descriptor and one block list each
+# A holder cannot sign, so it puts the end of the file together from what the opener signed.
+END_MAGIC: Final = b"p2pbend\x01"  # content/bundle.py, footer
 UNKNOWN_TAG: Final = Tag(bytes(20))
 
 
