@@ -175,8 +175,10 @@ def uninstall(system: bool = False, *, user: str | None = None) -> str:
 
 def allow(directory: str | Path, system: bool = False, *, user: str | None = None) -> str:
     """Let the service write into `directory`, from now on and after a restart of the node."""
-    target = unit(system=system, user=user)
     place = _existing_directory(Path(directory))
+    target = unit(system=system, user=user)
+    if not target.is_installed and (instance := unit(system=True, user=user)).is_installed:
+        target = instance  # the node that could not write names this command without an option
     if not target.system:
         if not os.access(place, os.W_OK | os.X_OK):
             raise UsageError(f"You may not write into {place}; change its owner or its mode first.")
@@ -185,7 +187,7 @@ def allow(directory: str | Path, system: bool = False, *, user: str | None = Non
             "A node installed with --system needs: p2pstore service allow DIR --system"
         )
     _check_manager(target)
-    _must_be_root(target, "allow")
+    _must_be_root(target, f"allow {shlex.quote(os.fspath(place))}")
     if not target.is_installed:
         raise UsageError(f"{target.name} is not installed: p2pstore service install --system")
     _write_drop_in(
@@ -249,10 +251,10 @@ def _existing_directory(directory: Path) -> Path:
     return place
 
 
-def _must_be_root(target: Unit, verb: str) -> None:
+def _must_be_root(target: Unit, words: str) -> None:
     if target.system and os.geteuid() != 0:
         raise UsageError(
-            f"The system's services belong to root: sudo {program()[0]} service {verb} --system"
+            f"The system's services belong to root: sudo {program()[0]} service {words} --system"
         )
 
 

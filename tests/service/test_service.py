@@ -231,6 +231,18 @@ def test_allow_before_install_says_what_is_missing(machine: Machine) -> None:
         service.allow(machine.home, system=True)
 
 
+def test_allow_finds_the_service_that_there_is(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 0)
+        service.install(system=True)
+        assert "may write" in service.allow(machine.home)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UsageError, match=r"sudo .*p2pstore service allow /.* --system"):
+        service.allow(machine.home)
+
+
 def test_allow_of_the_users_service_has_nothing_to_do(machine: Machine) -> None:
     assert "Nothing to do" in service.allow(machine.home)
     with pytest.raises(UsageError, match="is no directory"):
