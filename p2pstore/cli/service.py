@@ -158,6 +158,12 @@ def uninstall(system: bool = False, *, user: str | None = None) -> str:
     """Stop the service and remove its files; nothing of the store is touched."""
     target = unit(system=system, user=user)
     if not target.is_installed:
+        instance = unit(system=True, user=user)
+        if not system and instance.is_installed:
+            return (
+                f"{target.name} is not installed, but {instance.name} is; to remove that:"
+                f" sudo {program()[0]} service uninstall --system"
+            )
         return f"{target.name} is not installed."
     _must_be_root(target, "uninstall")
     # A unit that is not running or not enabled is no reason to leave its file behind.

@@ -273,3 +273,4 @@ def test_one_user_has_one_service(machine: Machine) -> None:
     service.install(system=True)
     with pytest.raises(UsageError, match="runs for you already"):
         service.install()
+    assert "sudo /opt/my apps/p2pstore service uninstall --system" in service.uninstall()
