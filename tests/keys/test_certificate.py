@@ -166,3 +166,9 @@ def test_a_revocation_comes_from_the_group_or_an_admin() -> None:
     ):
         with pytest.raises((IntegrityError, FormatError)):
             verify_revocation(bad, GROUP)
+
+
+def test_a_certificate_that_names_another_issuer_than_its_signer_is_wrong() -> None:
+    lower = sign(CONTEXT, encode((GROUP, DEVICE, "device", "x", 1, OTHER)), ADMIN_KEY)
+    with pytest.raises(IntegrityError, match="somebody else"):
+        verify_chain(encode_chain([UPPER, lower]), GROUP, frozenset(), DEVICE)

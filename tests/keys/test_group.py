@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nacl.signing import SigningKey
 
 from p2pstore.errors import FormatError, IntegrityError, UsageError
 from p2pstore.ids import group_id_of
@@ -23,6 +24,8 @@ from p2pstore.keys import (
     verify_chain,
 )
 from p2pstore.keys import group as group_module
+from p2pstore.keys.certificate import revoke
+from p2pstore.keys.signed import encode, sign
 
 from .conftest import Family, dice, key, public
 
@@ -252,35 +255,78 @@ def test_states_of_two_groups_are_not_merged(family: Family) -> None:
         merge(family.founded(), stranger.founded())
 
 
-def test_an_admin_cannot_raise_the_generation(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = family.with_member(family.founded(), 3)
+def _signed_anew(state: GroupState, by: SigningKey, **change: object) -> bytes:
+    """The state's leading part with another clear part, signed by whoever wants to cheat."""
     part = state.parts[0]
-    grant = msgspec.structs.replace(part.grant, generation=2)
-    forged = group_module.signed.sign(
-        group_module.GRANT_CONTEXT, group_module.encode(grant), family.admin
-    )
-    clear = group_module.encode(msgspec.structs.replace(part.clear, grant=forged))
+    clear = encode(msgspec.structs.replace(part.clear, **change))
     body = msgspec.structs.replace(part.body, clear=clear)
-    raw = group_module.encode(
-        (group_module.signed.sign(group_module.CONTEXT, group_module.encode(body), family.admin),)
-    )
+    return encode((sign(group_module.CONTEXT, encode(body), by),))
+
+
+def test_an_admin_cannot_raise_the_generation(family: Family) -> None:
+    state = family.with_member(family.founded(), 3)
+    grant = msgspec.structs.replace(state.parts[0].grant, generation=2)
+    forged = sign(group_module.GRANT_CONTEXT, encode(grant), family.admin)
     with pytest.raises(IntegrityError, match="generation grant"):
-        GroupState.decode(raw)
+        GroupState.decode(_signed_anew(state, family.admin, grant=forged))
+
+
+def test_a_device_signs_no_state(family: Family) -> None:
+    state = family.with_member(family.founded(), 3)
+    for chain in (state.chain_of(public(3)), state.chain_of(public(2)), b""):
+        raw = _signed_anew(state, key(3), signer=public(3), chain=chain, seq=99)
+        with pytest.raises((IntegrityError, FormatError)):
+            GroupState.decode(raw)
 
 
 def test_secrets_do_not_move_to_another_clear_part(family: Family) -> None:
     state = family.with_member(family.founded(), 3)
-    part = state.parts[0]
-    clear = group_module.encode(msgspec.structs.replace(part.clear, seq=9))
-    body = msgspec.structs.replace(part.body, clear=clear)
-    raw = group_module.encode(
-        (group_module.signed.sign(group_module.CONTEXT, group_module.encode(body), family.admin),)
-    )
-    moved = GroupState.decode(raw)  # signed by the admin: the clear part stands
-    with pytest.raises(IntegrityError, match="changed"):
+    moved = GroupState.decode(_signed_anew(state, family.admin, seq=9))
+    with pytest.raises(IntegrityError, match="changed"):  # the clear part stands, signed as it is
         moved.open(family.device)
+
+
+def test_an_admins_word_against_an_admin_does_not_count(family: Family) -> None:
+    state = family.with_member(family.founded(), 3)
+    chain = state.chain_of(public(2))
+    assert chain is not None
+    record = revoke(
+        family.admin, group=state.group_public, subject=public(2), chain=chain, now_ms=1
+    )
+    found = GroupState.decode(_signed_anew(state, family.admin, revocations=(record,)))
+    assert found.role_of(public(2)) is Role.ADMIN
+    assert found.revoked == frozenset()
+
+
+def test_a_state_of_a_revoked_admin_alone_is_refused(family: Family) -> None:
+    state = family.with_member(family.founded(), 3)
+    record = revoke(
+        family.group_key, group=state.group_public, subject=public(2), chain=b"", now_ms=1
+    )
+    with pytest.raises(IntegrityError, match="revoked admin"):
+        GroupState.decode(_signed_anew(state, family.admin, revocations=(record,)))
+
+
+def test_a_revoked_admin_cannot_push_a_good_part_out(family: Family) -> None:
+    state = family.with_member(family.founded(), 3)
+    rescued = state.recovered(
+        family.root,
+        device=key(11),
+        admin=key(12),
+        name="new",
+        now_ms=9,
+        random=dice("rescue"),
+        revoke=[public(2)],
+        keep=[public(3)],
+    )
+    # The thief lists all that the good part lists, under its public grant, with a higher seq.
+    copied = _signed_anew(
+        rescued, family.admin, signer=public(2), chain=state.chain_of(public(2)), seq=99
+    )
+    good, bad = rescued.parts[0], group_module._read_part(msgspec.msgpack.decode(copied)[0])
+    both = GroupState._of([bad, good])
+    assert both.order == rescued.order
+    assert both.open(key(3)) == rescued.open(key(3))
 
 
 def test_secrets_are_not_shown_in_logs(family: Family) -> None:
