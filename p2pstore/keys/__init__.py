@@ -16,15 +16,8 @@ from p2pstore.keys.certificate import (
     verify_chain,
 )
 from p2pstore.keys.derive import group_signing_key, recovery_key, recovery_tag
-from p2pstore.keys.group import (
-    MAX_STATE,
-    EpochSecret,
-    GroupSecrets,
-    GroupState,
-    create_group,
-    merge,
-    newer,
-)
+from p2pstore.keys.group import GroupState, create_group, merge, newer
+from p2pstore.keys.part import MAX_STATE, EpochSecret, GroupSecrets
 from p2pstore.keys.words import WORD_COUNT, fingerprint, new_root, root_of, words_of
 
 __all__ = [

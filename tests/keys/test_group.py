@@ -23,7 +23,7 @@ from p2pstore.keys import (
     recovery_tag,
     verify_chain,
 )
-from p2pstore.keys import group as group_module
+from p2pstore.keys import part as part_module
 from p2pstore.keys.certificate import revoke
 from p2pstore.keys.signed import encode, sign
 
@@ -260,13 +260,13 @@ def _signed_anew(state: GroupState, by: SigningKey, **change: object) -> bytes:
     part = state.parts[0]
     clear = encode(msgspec.structs.replace(part.clear, **change))
     body = msgspec.structs.replace(part.body, clear=clear)
-    return encode((sign(group_module.CONTEXT, encode(body), by),))
+    return encode((sign(part_module.CONTEXT, encode(body), by),))
 
 
 def test_an_admin_cannot_raise_the_generation(family: Family) -> None:
     state = family.with_member(family.founded(), 3)
     grant = msgspec.structs.replace(state.parts[0].grant, generation=2)
-    forged = sign(group_module.GRANT_CONTEXT, encode(grant), family.admin)
+    forged = sign(part_module.GRANT_CONTEXT, encode(grant), family.admin)
     with pytest.raises(IntegrityError, match="generation grant"):
         GroupState.decode(_signed_anew(state, family.admin, grant=forged))
 
@@ -323,7 +323,7 @@ def test_a_revoked_admin_cannot_push_a_good_part_out(family: Family) -> None:
     copied = _signed_anew(
         rescued, family.admin, signer=public(2), chain=state.chain_of(public(2)), seq=99
     )
-    good, bad = rescued.parts[0], group_module._read_part(msgspec.msgpack.decode(copied)[0])
+    good, bad = rescued.parts[0], part_module.read_part(msgspec.msgpack.decode(copied)[0])
     both = GroupState._of([bad, good])
     assert both.order == rescued.order
     assert both.open(key(3)) == rescued.open(key(3))
