@@ -147,7 +147,7 @@ def install(system: bool = False, *, user: str | None = None, home: Path | None 
     if target.system:
         said.append(
             "It may write into its own store only; for each folder:"
-            f" sudo {program()[0]} service allow DIR --system"
+            f" sudo {shlex.join(program())} service allow DIR --system"
         )
     else:
         said.append(_linger(target.owner.name))
@@ -162,7 +162,7 @@ def uninstall(system: bool = False, *, user: str | None = None) -> str:
         if not system and instance.is_installed:
             return (
                 f"{target.name} is not installed, but {instance.name} is; to remove that:"
-                f" sudo {program()[0]} service uninstall --system"
+                f" sudo {shlex.join(program())} service uninstall --system"
             )
         return f"{target.name} is not installed."
     _must_be_root(target, "uninstall")
@@ -260,7 +260,7 @@ def _existing_directory(directory: Path) -> Path:
 def _must_be_root(target: Unit, words: str) -> None:
     if target.system and os.geteuid() != 0:
         raise UsageError(
-            f"The system's services belong to root: sudo {program()[0]} service {words} --system"
+            f"The system's services belong to root: sudo {shlex.join(program())} service {words} --system"
         )
 
 
@@ -277,7 +277,7 @@ def _check_manager(target: Unit) -> None:
     raise Unavailable(
         f"You have no service manager of your own here ({_last_line(done.stderr)}). Log in as"
         f" {getpass.getuser()} directly, not by su or sudo, or use the system's:"
-        f" sudo {program()[0]} service install --system"
+        f" sudo {shlex.join(program())} service install --system"
     )
 
 
@@ -293,7 +293,7 @@ def _refuse_second_service(target: Unit) -> None:
     instance = Unit(owner, True, SYSTEM_UNITS)
     if not target.system and instance.is_installed:
         raise UsageError(
-            f"{instance.name} runs for you already; first: sudo {program()[0]} service uninstall"
+            f"{instance.name} runs for you already; first: sudo {shlex.join(program())} service uninstall"
             " --system"
         )
 

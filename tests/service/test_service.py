@@ -239,7 +239,7 @@ def test_allow_finds_the_service_that_there_is(
         service.install(system=True)
         assert "may write" in service.allow(machine.home)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(UsageError, match=r"sudo .*p2pstore service allow /.* --system"):
+    with pytest.raises(UsageError, match=r"sudo .*p2pstore' service allow /.* --system"):
         service.allow(machine.home)
 
 
@@ -273,4 +273,4 @@ def test_one_user_has_one_service(machine: Machine) -> None:
     service.install(system=True)
     with pytest.raises(UsageError, match="runs for you already"):
         service.install()
-    assert "sudo /opt/my apps/p2pstore service uninstall --system" in service.uninstall()
+    assert "sudo '/opt/my apps/p2pstore' service uninstall --system" in service.uninstall()
