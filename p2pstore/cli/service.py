@@ -147,7 +147,7 @@ def install(system: bool = False, *, user: str | None = None, home: Path | None 
     if target.system:
         said.append(
             "It may write into its own store only; for each folder:"
-            f" sudo {shlex.join(program())} service allow DIR --system"
+            f" {_as_root()} service allow DIR --system"
         )
     else:
         said.append(_linger(target.owner.name))
@@ -162,7 +162,7 @@ def uninstall(system: bool = False, *, user: str | None = None) -> str:
         if not system and instance.is_installed:
             return (
                 f"{target.name} is not installed, but {instance.name} is; to remove that:"
-                f" sudo {shlex.join(program())} service uninstall --system"
+                f" {_as_root()} service uninstall --system"
             )
         return f"{target.name} is not installed."
     _must_be_root(target, "uninstall")
@@ -217,6 +217,10 @@ def program() -> list[str]:
     return [sys.executable, "-m", "p2pstore"]
 
 
+def _as_root() -> str:
+    return f"sudo {shlex.join(program())}"
+
+
 def unit_text(target: Unit, start: Sequence[str]) -> str:
     """The unit file with the program's real path in ExecStart."""
     text = resources.files("p2pstore").joinpath("data", target.source).read_text("utf-8")
@@ -260,7 +264,7 @@ def _existing_directory(directory: Path) -> Path:
 def _must_be_root(target: Unit, words: str) -> None:
     if target.system and os.geteuid() != 0:
         raise UsageError(
-            f"The system's services belong to root: sudo {shlex.join(program())} service {words} --system"
+            f"The system's services belong to root: {_as_root()} service {words} --system"
         )
 
 
@@ -277,7 +281,7 @@ def _check_manager(target: Unit) -> None:
     raise Unavailable(
         f"You have no service manager of your own here ({_last_line(done.stderr)}). Log in as"
         f" {getpass.getuser()} directly, not by su or sudo, or use the system's:"
-        f" sudo {shlex.join(program())} service install --system"
+        f" {_as_root()} service install --system"
     )
 
 
@@ -293,8 +297,7 @@ def _refuse_second_service(target: Unit) -> None:
     instance = Unit(owner, True, SYSTEM_UNITS)
     if not target.system and instance.is_installed:
         raise UsageError(
-            f"{instance.name} runs for you already; first: sudo {shlex.join(program())} service uninstall"
-            " --system"
+            f"{instance.name} runs for you already; first: {_as_root()} service uninstall --system"
         )
 
 
