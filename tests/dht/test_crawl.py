@@ -91,13 +91,36 @@ def test_one_liar_with_many_identities_in_one_place_fills_few_slots(sim: Any) ->
     sim.run(story())
 
 
-def test_one_socket_has_one_place_however_many_ids_are_told_of_it(sim: Any) -> None:
+def test_one_socket_has_one_place_however_many_ids_it_answers_for(sim: Any) -> None:
     async def story() -> None:
+        sim.latency_s = (0.01, 0.01)
         nodes = await sim.swarm(5)
-        home = Address(*nodes[3]._server.transport.address)
-        lie(nodes[3], [(b"t" * 19 + bytes([i]), home) for i in range(20)])
-        found = await nodes[4]._server.nearest(Node(b"t" * 20))
-        assert {n.id for n in found} == {n.node_id for n in nodes[:4]}
+        target = Node(b"t" * 20)
+        mask = sim.stranger("60.0.0.1")
+        keys = {
+            node_id_of(PublicKey(bytes(key.verify_key))): key
+            for key in (sim.key(5000 + i) for i in range(20))
+        }
+        order = sorted(keys, key=lambda node_id: target.distance_to(Node(node_id)))
+        turns = iter([keys[node_id] for node_id in order])
+
+        def answer(raw: bytes, _: Any) -> bytes | None:
+            asked = wire.decode(raw)
+            if asked.body != wire.FindNode(target.id):
+                return None
+            key = next(turns)
+            mine = bytes(key.verify_key)
+            now = int(sim.clock.wall())
+            body = wire.Contacts(b"")
+            return wire.encode(key, wire.Datagram(1, "main", mine, now, asked.call, b"", body))
+
+        mask.answer = answer
+        lie(nodes[3], [(node_id, Address("60.0.0.1", 8080)) for node_id in order])
+        sim.settings = DhtSettings(packets_in_s=None, packets_out_s=None, subnet_limit=None)
+        asker = await sim.node()
+        found = await asker._server.nearest(target)
+        assert sum(n.ip == "60.0.0.1" for n in found) == 1
+        assert {n.id for n in found} >= {n.node_id for n in nodes}
 
     sim.run(story())
 
