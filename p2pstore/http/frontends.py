@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -32,6 +34,7 @@ class Frontends:
         self._home = home
         self._clock = clock or SystemClock()
         self._runners: list[web.AppRunner] = []
+        self._listeners: list[socket.socket] = []
         self.socket: Path | None = None
         self.ui: str | None = None
         """http://HOST:PORT of the UI, None when it is off."""
@@ -78,6 +81,7 @@ class Frontends:
         try:
             await runner.setup()
             await web.SockSite(runner, listener).start()
+            self._listeners.append(listener)
         except BaseException:
             listener.close()
             raise
@@ -87,8 +91,22 @@ class Frontends:
         if self.socket is not None:
             withdraw(self._home, self.socket)
             self.socket = None
-        while self._runners:
-            await self._runners.pop().cleanup()
+        runners, self._runners = self._runners, []
+        # asyncio forgets, and leaves open, a connection that it has just accepted when its server
+        # closes: so accept no more first, close some turns later, and let transports end.
+        for listener in self._listeners:
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                asyncio.get_running_loop().remove_reader(listener)
+        self._listeners.clear()
+        await _turns()
+        for runner in runners:
+            await runner.cleanup()
+        await _turns()
+
+
+async def _turns() -> None:
+    for _ in range(4):
+        await asyncio.sleep(0)
 
 
 def bind_next_free(host: str, port: int) -> socket.socket:

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+import p2pstore
 from p2pstore import cli
+from p2pstore.errors import UsageError
 from p2pstore.http import Frontends
 
 
@@ -162,3 +164,43 @@ def environment() -> Mapping[str, str]:
 @pytest.fixture
 def program() -> Sequence[str]:
     return (sys.executable, "-m", "p2pstore")
+
+
+class FakeNode:
+    """Stands for the module `p2pstore.node`: what the command line calls when no node runs."""
+
+    WORDS = " ".join(f"word{number}" for number in range(1, 25))
+
+    def __init__(self, control: FakeControl) -> None:
+        self._control = control
+        self.inits: list[tuple[Path, str | None]] = []
+        self.confirmed: list[str] = []
+        self.opened: list[Path] = []
+        self.is_open = False
+
+    def init_home(self, home: Path, name: str | None, *, now: float) -> str:
+        self.inits.append((home, name))
+        return self.WORDS
+
+    def confirm_words(self, home: Path, words: str) -> None:
+        if words != self.WORDS:
+            raise UsageError("Those are the words of another group.")
+        self.confirmed.append(words)
+
+    @contextlib.asynccontextmanager
+    async def offline(self, home: Path) -> AsyncIterator[FakeControl]:
+        self.opened.append(home)
+        self.is_open = True
+        try:
+            yield self._control
+        finally:
+            self.is_open = False
+
+
+@pytest.fixture
+def stopped(control: FakeControl, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
+    """No node runs; `p2pstore.node` is a fake whose `offline` yields `control`."""
+    node = FakeNode(control)
+    monkeypatch.setitem(sys.modules, "p2pstore.node", node)  # type: ignore[arg-type]
+    monkeypatch.setattr(p2pstore, "node", node, raising=False)
+    return node

@@ -166,6 +166,7 @@ def test_port_in_use_at_run_is_exit_5(line):
 # -- real processes
 
 
+@pytest.mark.slow
 def test_help_starts_quickly(program, environment):
     """The budget is in processor time: other tests may use the machine at the same moment."""
     code = (
@@ -183,6 +184,7 @@ def test_help_starts_quickly(program, environment):
     assert min(times) < 0.15
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy(environment):
     code = (
         "import sys; from p2pstore.cli import main; main(['--help']); "
@@ -193,6 +195,7 @@ def test_help_imports_nothing_heavy(environment):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_real_process_against_the_node(program, environment, served, home):
     name = os.fsdecode(b"/v/\xff\n.f")
     served.answers["status"] = {
@@ -205,6 +208,7 @@ def test_real_process_against_the_node(program, environment, served, home):
     assert served.asked("status")[0]["paths"] == [name]
 
 
+@pytest.mark.slow
 def test_reader_that_has_enough_is_no_error(program, environment, served, home):
     served.pieces = [b"x" * 1_000_000] * 20
     command = [*program, "--home", str(home), "cat", "/v/a"]
@@ -218,6 +222,7 @@ def test_reader_that_has_enough_is_no_error(program, environment, served, home):
     assert err == b""
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_waiting_only(program, environment, served, home):
     began = threading.Event()
     ended = threading.Event()
