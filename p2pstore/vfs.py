@@ -36,6 +36,7 @@ class Entry(NamedTuple):
     state: str
     reason: str
     files: int  # below a directory
+    kind: str = "file"  # or "link"
 
 
 class Inspection(NamedTuple):
@@ -183,7 +184,7 @@ class Vfs:
 
 
 def _entry(row: FileRow) -> Entry:
-    return Entry(row.path, False, row.file_size, row.mtime_ns, row.state, row.reason, 1)
+    return Entry(row.path, False, row.file_size, row.mtime_ns, row.state, row.reason, 1, row.kind)
 
 
 def _read(path: str) -> bytes:

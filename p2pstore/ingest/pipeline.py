@@ -204,7 +204,7 @@ class Ingest:
         rows of the bundles that these name.
         """
         author, ring = self._author(), self._ring()
-        batch = self._begin(folder, intent, author, ring.current)
+        batch = self._begin(folder, intent, author, ring.current, kind)
         try:
             drafts = self._contents(batch, ring, files)
             batch.data.close()
@@ -471,8 +471,10 @@ class Ingest:
 
     # -- stage 3: durable, verified, recorded -----------------------------------------------------
 
-    def _begin(self, folder: int, intent: int, author: Author, keys: EpochKeys) -> _Batch:
-        def roll(kind: Kind) -> Rolling:
+    def _begin(
+        self, folder: int, intent: int, author: Author, keys: EpochKeys, kind: ManifestKind
+    ) -> _Batch:
+        def roll(kind: Kind, *, remember: bool) -> Rolling:
             def begin() -> tuple[OpenBundle, BundleRef]:
                 bundle_id = BundleId(self._random(32))
                 header = BundleHeader(
@@ -488,22 +490,29 @@ class Ingest:
 
             def finish(bundle: OpenBundle, ref: BundleRef, written: list[Written]) -> None:
                 batch.finished.append(
-                    self._pool.submit(self._finish, batch, folder, kind, bundle, ref, written)
+                    self._pool.submit(self._finish, batch, folder, bundle, ref, written, remember)
                 )
 
             return Rolling(begin, finish)
 
-        batch = _Batch(keys=keys, intent=intent, data=roll(Kind.DATA), meta=roll(Kind.META))
+        # A folder's index is needed to find everything else: it lies where the manifests lie.
+        contents = Kind.META if kind == "index" else Kind.DATA
+        batch = _Batch(
+            keys=keys,
+            intent=intent,
+            data=roll(contents, remember=True),
+            meta=roll(Kind.META, remember=False),
+        )
         return batch
 
     def _finish(
         self,
         batch: _Batch,
         folder: int,
-        kind: Kind,
         bundle: OpenBundle,
         ref: BundleRef,
         written: list[Written],
+        remember: bool,
     ) -> None:
         """Seal, read back from disk, record: all of one bundle, in a thread of the pool."""
         bundle.seal()
@@ -511,7 +520,7 @@ class Ingest:
         row = BundleRow(
             bundle_id=ref.bundle_id,
             tag=ref.tag,
-            kind=int(kind),
+            kind=bundle.header.kind,
             folder=folder,
             state=blocks.BundleState.SEALED,
             bytes=self._store.size(ref.bundle_id),
@@ -522,7 +531,7 @@ class Ingest:
         def record(db: sqlite3.Connection) -> int:
             number = blocks.put_bundle(db, row)
             blocks.add_root(db, journal.root_of(batch.intent), [number])
-            if kind is Kind.DATA:
+            if remember:
                 blocks.insert_dedup(
                     db,
                     [
