@@ -1,5 +1,28 @@
 """Members: who belongs to the group, and what its devices tell each other about it."""
 
-from p2pstore.members.group import Group
+from p2pstore.members.exchange import Acknowledged, Exchange, Pulled
+from p2pstore.members.group import Group, confirm, default_name, found, in_use, is_begun
+from p2pstore.members.invite import Admitted, Invitations, Invited, Knock
+from p2pstore.members.joining import Joined, identity, join, newcomer
+from p2pstore.members.kept import KeptGroups
 
-__all__ = ["Group"]
+__all__ = [
+    "Acknowledged",
+    "Admitted",
+    "Exchange",
+    "Group",
+    "Invitations",
+    "Invited",
+    "Joined",
+    "KeptGroups",
+    "Knock",
+    "Pulled",
+    "confirm",
+    "default_name",
+    "found",
+    "identity",
+    "in_use",
+    "is_begun",
+    "join",
+    "newcomer",
+]
