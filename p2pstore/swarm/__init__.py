@@ -1,0 +1,38 @@
+"""The swarm: serving bundles to peers, fetching blocks, giving bundles away, being found.
+
+`Server` answers, `Source` fetches, `Pusher` gives and audits, `Forwarder` passes requests on,
+`Announcer` tells the DHT. They share a `Shelf` (what is on this disk) and a `Gate` (who may what).
+"""
+
+from p2pstore.swarm.access import Gate
+from p2pstore.swarm.announce import Announcer
+from p2pstore.swarm.cache import BlockCache
+from p2pstore.swarm.forward import Forwarder
+from p2pstore.swarm.getting import Asker, Lanes, Peers, get_blocks
+from p2pstore.swarm.promises import OwnPromises
+from p2pstore.swarm.push import Pusher, Receipt
+from p2pstore.swarm.serve import Groups, Server
+from p2pstore.swarm.shelf import Place, Shelf
+from p2pstore.swarm.source import BlocksNotFound, Source
+from p2pstore.swarm.taking import Admission
+
+__all__ = [
+    "Admission",
+    "Announcer",
+    "Asker",
+    "BlockCache",
+    "BlocksNotFound",
+    "Forwarder",
+    "Gate",
+    "Groups",
+    "Lanes",
+    "OwnPromises",
+    "Peers",
+    "Place",
+    "Pusher",
+    "Receipt",
+    "Server",
+    "Shelf",
+    "Source",
+    "get_blocks",
+]

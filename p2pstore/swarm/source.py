@@ -1,0 +1,426 @@
+"""Where blocks come from: this disk first, then whoever holds them, until none is missing.
+
+    1  our own store, what we hold for others, the cache of single blocks
+    2  holders that the catalog names and to which there is a link
+    3  devices and friends that say they have the bundle (HAVE)
+    4  the catalog's holders that are not connected, then providers that the DHT names: dialled
+    5  any connected device or friend, which may pass the request on (see `forward`)
+
+The next step is taken only for what is still missing. Within a step all peers are asked at once;
+who is faster gets more of the work. Every block is compared with its id when it comes. A peer that
+sends something else is a liar, one that fails or stalls is of no use: neither is asked again within
+the call. A block that several callers want at once is fetched once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import aclosing
+from typing import Final, Protocol
+
+from nacl.signing import SigningKey
+
+from p2pstore.clock import Clock
+from p2pstore.content import MAX_BLOCK
+from p2pstore.errors import (
+    BlocksMissing,
+    IntegrityError,
+    NotAllowed,
+    P2PStoreError,
+    RemoteProtocolError,
+)
+from p2pstore.ids import BlockId, BundleId, NodeId, Tag, short
+from p2pstore.net import STRANGER, Link
+from p2pstore.swarm.cache import BlockCache
+from p2pstore.swarm.getting import ANSWER_S, SPLIT, Asker, Lanes, Peers, get_blocks
+from p2pstore.swarm.shelf import Shelf
+from p2pstore.threads import in_thread
+from p2pstore.wire import MAX_HOPS, MAX_WANTED, Have, HaveReply, PeerRecord
+
+log = logging.getLogger(__name__)
+
+PER_PEER: Final = 2  # requests at once: the next one is there when the first has been answered
+LEAST_SHARE: Final = 16  # blocks of a request; smaller ones cost more than they spread
+MAX_DIALLED: Final = 8  # providers that are dialled at once
+DIAL_S: Final = 10.0
+DHT_S: Final = 20.0
+HAVE_S: Final = 5.0
+CACHED_UP_TO: Final = 4 << 20  # a call that fetched more reads whole files: not to be cached
+
+Holders = Callable[[Sequence[BundleId]], Mapping[BundleId, Sequence[NodeId]]]
+Providers = Callable[[Sequence[Tag]], Awaitable[Mapping[Tag, Sequence[PeerRecord]]]]
+
+
+class Ref(Protocol):
+    @property
+    def bundle_id(self) -> BundleId: ...
+    @property
+    def tag(self) -> Tag: ...
+
+
+class Wanted(Protocol):
+    """A block, and the bundle that it was in when somebody last looked."""
+
+    @property
+    def ref(self) -> Ref: ...
+    @property
+    def block_id(self) -> BlockId: ...
+
+
+class BlocksNotFound(BlocksMissing):
+    """`missing` could be found nowhere; `offline` names known holders that are not reachable."""
+
+    def __init__(self, missing: Collection[BlockId], offline: Sequence[str]) -> None:
+        number = len(missing)
+        what = "1 block" if number == 1 else f"{number} blocks"
+        if offline:
+            names = ", ".join(offline)
+            verb = "holds" if len(offline) == 1 else "hold"
+            text = f"{what} cannot be fetched: {names} {verb} them and cannot be reached now."
+        else:
+            text = f"{what} could be found on no node that is reachable now."
+        super().__init__(text)
+        self.missing = frozenset(missing)
+        self.offline = tuple(offline)
+
+
+async def nobody(_: Sequence[Tag]) -> Mapping[Tag, Sequence[PeerRecord]]:
+    return {}
+
+
+class _Call:
+    """What one fetch still misses, and whom it need not ask any more."""
+
+    def __init__(self, wanted: Mapping[BlockId, Wanted]) -> None:
+        self.found: dict[BlockId, bytes] = {}
+        self.refused: set[NodeId] = set()  # liars, and those that failed
+        self._tags: dict[BundleId, Tag] = {}
+        self._missing: dict[BundleId, dict[BlockId, set[NodeId]]] = {}
+        self._busy: set[BlockId] = set()
+        for block_id, one in wanted.items():
+            self._tags[one.ref.bundle_id] = one.ref.tag
+            self._missing.setdefault(one.ref.bundle_id, {})[block_id] = set()
+
+    @property
+    def bundles(self) -> dict[BundleId, Tag]:
+        """The bundles of which something is missing."""
+        return {bundle: self._tags[bundle] for bundle, left in self._missing.items() if left}
+
+    @property
+    def missing(self) -> list[BlockId]:
+        return [block_id for left in self._missing.values() for block_id in left]
+
+    def take(
+        self, node: NodeId, bundles: Collection[BundleId], sharers: int
+    ) -> tuple[BundleId, list[BlockId]] | None:
+        """Blocks of one bundle for that node, which it has not been asked for yet."""
+        if node in self.refused:
+            return None
+        for bundle in bundles:
+            free = [
+                block_id
+                for block_id, asked in self._missing.get(bundle, {}).items()
+                if block_id not in self._busy and node not in asked
+            ]
+            if free:
+                share = max(LEAST_SHARE, -(-len(free) // max(1, sharers)))
+                part = free[: min(share, SPLIT)]
+                self._busy.update(part)
+                for block_id in part:
+                    self._missing[bundle][block_id].add(node)
+                return bundle, part
+        return None
+
+    def got(self, bundle: BundleId, blocks: Mapping[BlockId, bytes]) -> None:
+        self.found.update(blocks)
+        for block_id in blocks:
+            self._missing[bundle].pop(block_id, None)
+
+    def done(self, part: Iterable[BlockId]) -> None:
+        self._busy.difference_update(part)
+
+    def ask_anew(self) -> None:
+        """Whoever did not have it may be asked once more, in another way."""
+        for left in self._missing.values():
+            for asked in left.values():
+                asked.clear()
+
+
+class Source:
+    def __init__(
+        self,
+        identity: SigningKey,
+        shelf: Shelf,
+        peers: Peers,
+        *,
+        pool: Executor,
+        clock: Clock,
+        chain: Callable[[], bytes],
+        holders: Holders,
+        name_of: Callable[[NodeId], str | None],
+        providers: Providers = nobody,
+        cache: BlockCache | None = None,
+        lanes: Lanes | None = None,
+        random: Callable[[int], bytes] = os.urandom,
+        answer_s: float = ANSWER_S,
+    ) -> None:
+        """`holders` reads the catalog (in a thread), `providers` asks the DHT."""
+        self._shelf = shelf
+        self._peers = peers
+        self._pool = pool
+        self._holders = holders
+        self._name_of = name_of
+        self._providers = providers
+        self._cache = cache
+        self._lanes = lanes or Lanes()
+        self._asker = Asker(identity, chain, clock, random)
+        self._answer_s = answer_s
+        self._coming: dict[BlockId, asyncio.Future[bytes | None]] = {}
+
+    async def blocks(self, wanted: Sequence[Wanted]) -> dict[BlockId, bytes]:
+        """All of them, each equal to its id; BlocksNotFound says which could be found nowhere."""
+        found = await in_thread(self._pool, self._read, wanted)
+        left = {one.block_id: one for one in wanted if one.block_id not in found}
+        nowhere: set[BlockId] = set()
+        offline: dict[str, None] = {}
+        while left:
+            shared = {b: self._coming[b] for b in left if b in self._coming}
+            mine = {block_id: one for block_id, one in left.items() if block_id not in shared}
+            if mine:
+                fetched, away = await self._fetch_for_all(mine)
+                found |= fetched
+                nowhere |= mine.keys() - fetched.keys()
+                offline.update(dict.fromkeys(away))
+            if shared:
+                await asyncio.wait(shared.values())
+            for block_id, future in shared.items():
+                if future.cancelled():
+                    continue  # the other caller went away: fetch it ourselves
+                block = future.result()
+                if block is None:
+                    nowhere.add(block_id)
+                else:
+                    found[block_id] = block
+            left = {b: w for b, w in left.items() if b not in found and b not in nowhere}
+        if nowhere:
+            raise BlocksNotFound(nowhere, list(offline))
+        return found
+
+    # -- this disk ---------------------------------------------------------------------------
+
+    def _read(self, wanted: Sequence[Wanted]) -> dict[BlockId, bytes]:
+        """Whatever is here, by bundle. Runs in a thread."""
+        by_bundle: dict[BundleId, dict[BlockId, Wanted]] = {}
+        for one in wanted:
+            by_bundle.setdefault(one.ref.bundle_id, {})[one.block_id] = one
+        found: dict[BlockId, bytes] = {}
+        for bundle_id, ones in by_bundle.items():
+            tag = next(iter(ones.values())).ref.tag
+            for place in self._shelf.find(bundle_id, tag):
+                left = [block_id for block_id in ones if block_id not in found]
+                if not left:
+                    break
+                found |= self._shelf.read(place, left)
+        if self._cache is not None and len(found) < len(wanted):
+            found |= self._cache.read(w.block_id for w in wanted if w.block_id not in found)
+        return found
+
+    # -- other nodes -------------------------------------------------------------------------
+
+    async def _fetch_for_all(
+        self, wanted: Mapping[BlockId, Wanted]
+    ) -> tuple[dict[BlockId, bytes], list[str]]:
+        """`_fetch`, with its results given to everybody who waits for the same blocks."""
+        loop = asyncio.get_running_loop()
+        for block_id in wanted:
+            self._coming[block_id] = loop.create_future()
+        found: dict[BlockId, bytes] | None = None
+        try:
+            found, offline = await self._fetch(wanted)
+            return found, offline
+        finally:
+            for block_id in wanted:
+                future = self._coming.pop(block_id)
+                if found is None:
+                    future.cancel()
+                else:
+                    future.set_result(found.get(block_id))
+
+    async def _fetch(
+        self, wanted: Mapping[BlockId, Wanted]
+    ) -> tuple[dict[BlockId, bytes], list[str]]:
+        """What was found, and the names of holders that could not be reached."""
+        call = _Call(wanted)
+        known = await in_thread(self._pool, self._holders, list(call.bundles))
+        await self._ask(call, self._connected(known))
+        if call.missing:
+            await self._ask(call, await self._who_has(call))
+        if call.missing:
+            await self._ask(call, await self._dial(call, known))
+        if call.missing:
+            await self._ask(call, await self._dial_providers(call))
+        if call.missing:
+            call.ask_anew()
+            bundles = list(call.bundles)
+            related = [link for link in self._peers.links() if link.role != STRANGER]
+            await self._ask(call, dict.fromkeys(related, bundles), hops=0)
+        if self._cache is not None and sum(map(len, call.found.values())) <= CACHED_UP_TO:
+            await in_thread(self._pool, self._cache.write, call.found)
+        offline = [] if not call.missing else self._offline(call, known)
+        return call.found, offline
+
+    def _connected(self, known: Mapping[BundleId, Sequence[NodeId]]) -> dict[Link, list[BundleId]]:
+        plan: dict[Link, list[BundleId]] = {}
+        for bundle, nodes in known.items():
+            for node in nodes:
+                link = self._peers.get(node)
+                if link is not None:
+                    plan.setdefault(link, []).append(bundle)
+        return plan
+
+    async def _who_has(self, call: _Call) -> dict[Link, list[BundleId]]:
+        """Devices and friends that say they have some of the bundles, by id or by tag."""
+        bundles = call.bundles
+        links = [
+            link
+            for link in self._peers.links()
+            if link.role != STRANGER and link.node_id not in call.refused
+        ]
+        answers = await asyncio.gather(*(self._has(link, bundles) for link in links))
+        return {link: has for link, has in zip(links, answers, strict=True) if has}
+
+    async def _has(self, link: Link, bundles: Mapping[BundleId, Tag]) -> list[BundleId]:
+        found: list[BundleId] = []
+        ids = list(bundles)
+        for at in range(0, len(ids), MAX_WANTED // 2):
+            part = ids[at : at + MAX_WANTED // 2]
+            question = Have(tuple(bundles[one] for one in part), tuple(part))
+            try:
+                reply, _ = await link.request(question, timeout_s=HAVE_S)
+            except P2PStoreError as exc:
+                log.debug("%s does not say what it has: %s", link, exc)
+                return found
+            if not isinstance(reply, HaveReply) or len(reply.bundles) != len(part):
+                return found
+            tagged = reply.tags if len(reply.tags) == len(part) else (False,) * len(part)
+            for one, seq, has_tag in zip(part, reply.bundles, tagged, strict=True):
+                if seq is not None or has_tag:
+                    found.append(one)
+        return found
+
+    async def _dial(
+        self, call: _Call, known: Mapping[BundleId, Sequence[NodeId]]
+    ) -> dict[Link, list[BundleId]]:
+        """Known holders to which there is no link yet."""
+        bundles = call.bundles
+        away: dict[NodeId, list[BundleId]] = {}
+        for bundle in bundles:
+            for node in known.get(bundle, ()):
+                if self._peers.get(node) is None:
+                    away.setdefault(node, []).append(bundle)
+        nodes = list(away)[:MAX_DIALLED]
+        links = await asyncio.gather(*(self._connect(node, ()) for node in nodes))
+        return {
+            link: away[node]
+            for node, link in zip(nodes, links, strict=True)
+            if link is not None and link.node_id not in call.refused
+        }
+
+    async def _dial_providers(self, call: _Call) -> dict[Link, list[BundleId]]:
+        bundles = call.bundles
+        try:
+            async with asyncio.timeout(DHT_S):
+                answers = await self._providers(list(bundles.values()))
+        except (P2PStoreError, TimeoutError) as exc:
+            log.debug("The DHT was not asked for providers: %s", exc)
+            return {}
+        away: dict[NodeId, list[BundleId]] = {}
+        records: dict[NodeId, PeerRecord] = {}
+        for bundle, tag in bundles.items():
+            for record in answers.get(tag, ()):
+                if record.node_id not in call.refused:
+                    away.setdefault(record.node_id, []).append(bundle)
+                    records[record.node_id] = record
+        nodes = list(away)[:MAX_DIALLED]
+        links = await asyncio.gather(
+            *(self._connect(node, records[node].addresses) for node in nodes)
+        )
+        return {
+            link: away[node] for node, link in zip(nodes, links, strict=True) if link is not None
+        }
+
+    async def _connect(self, node: NodeId, addresses: Sequence[tuple[str, int]]) -> Link | None:
+        try:
+            async with asyncio.timeout(DIAL_S):
+                return await self._peers.connect(node, addresses)
+        except (P2PStoreError, TimeoutError) as exc:
+            log.debug("Node %s cannot be reached: %s", short(node), exc)
+            return None
+
+    async def _ask(
+        self, call: _Call, plan: Mapping[Link, Sequence[BundleId]], *, hops: int = MAX_HOPS
+    ) -> None:
+        """Fetch what these peers have, all of them at once, until nothing more comes.
+
+        `hops` MAX_HOPS: from them only; 0: they may pass the request on.
+        """
+        while plan and call.missing:
+            before = len(call.missing)
+            sharers = len(plan) * PER_PEER
+            async with asyncio.TaskGroup() as group:
+                for link, bundles in plan.items():
+                    for _ in range(PER_PEER):
+                        group.create_task(self._work(call, link, bundles, sharers, hops))
+            if len(call.missing) == before:
+                return
+
+    async def _work(
+        self, call: _Call, link: Link, bundles: Sequence[BundleId], sharers: int, hops: int
+    ) -> None:
+        while (part := call.take(link.node_id, bundles, sharers)) is not None:
+            bundle, block_ids = part
+            try:
+                async with self._lanes.one(link):
+                    await self._get(call, link, bundle, block_ids, hops)
+            except P2PStoreError as exc:
+                is_lie = isinstance(exc, (IntegrityError, RemoteProtocolError))
+                level = logging.DEBUG
+                if is_lie and not isinstance(exc, NotAllowed):
+                    level = logging.WARNING
+                log.log(level, "Not asking %s any more: %s", link, exc)
+                call.refused.add(link.node_id)
+            finally:
+                call.done(block_ids)
+
+    async def _get(
+        self, call: _Call, link: Link, bundle: BundleId, block_ids: list[BlockId], hops: int
+    ) -> None:
+        tag = call.bundles.get(bundle)
+        if tag is None:
+            return
+        request = self._asker.sign(bundle, tag, block_ids)
+        async with aclosing(
+            get_blocks(
+                link,
+                request,
+                block_ids,
+                hops=hops,
+                pool=self._pool,
+                budget=len(block_ids) * MAX_BLOCK,
+                timeout_s=self._answer_s,
+            )
+        ) as batches:
+            async for batch in batches:
+                call.got(bundle, batch)
+
+    def _offline(self, call: _Call, known: Mapping[BundleId, Sequence[NodeId]]) -> list[str]:
+        away: dict[str, None] = {}
+        for bundle in call.bundles:
+            for node in known.get(bundle, ()):
+                if self._peers.get(node) is None:
+                    away[self._name_of(node) or f"node {short(node)}"] = None
+        return list(away)
