@@ -85,6 +85,7 @@ BATCH_FILES = 500
 BATCH_BYTES = 64 << 20
 BATCHES_IN_FLIGHT = 3
 TICK_S = 0.25
+LOOKS_APART_S = 2.0  # while batches run: they make most of the hints
 RETRY_S = 5.0  # a file that somebody has open is tried again after this
 LEASE_HOLD_S = 1.0  # a claim is kept this long after its rename (SAFETY, section 2)
 OPENS_AT_A_TIME = 500  # directories watched before other work of the loop gets its turn
@@ -135,6 +136,10 @@ class Folder:
         self.in_flight: dict[bytes, int] = {}  # path -> bytes
         self._parts = parts
         self._settings = entry.settings
+        self._ours: set[bytes] = set()  # paths that batches and hydrations are changing now
+        self._ours_lately: set[bytes] = set()  # those that they finished since the look began
+        self._half_seen: set[bytes] = set()  # of ours: a look met them half done
+        self._looked = float("-inf")
         self._dirty: set[bytes] = set()
         self._rescan: str | None = "start"
         self._gone: dict[bytes, float] = {}
@@ -173,6 +178,37 @@ class Folder:
         """A path of this folder was touched by us; look at it soon."""
         self._dirty.add(path)
         self._news.set()
+
+    def begin_ours(self, paths: Iterable[bytes]) -> None:
+        """We are about to change these paths ourselves: a look may meet them half done.
+
+        A look takes time, and so does a batch; catalog and disk agree again only at `end_ours`.
+        Until then nothing is concluded about them, above all not that they are gone.
+        """
+        self._ours.update(paths)
+
+    def end_ours(self, paths: Iterable[bytes]) -> None:
+        ended = set(paths)
+        self._ours -= ended
+        self._ours_lately |= ended
+        again = self._half_seen & ended
+        self._half_seen -= again
+        self._look_again(again)
+        self._news.set()
+
+    def _is_ours(self, path: bytes) -> bool:
+        """Whether we changed the path while the last look ran; then it is looked at again."""
+        if path in self._ours:
+            self._half_seen.add(path)
+            return True
+        if path in self._ours_lately:
+            self._look_again((path,))
+            return True
+        return False
+
+    def _look_again(self, paths: Iterable[bytes]) -> None:
+        for path in paths:
+            self._dirty.update((path, path + SUFFIX))
 
     def force(self, paths: Iterable[bytes]) -> None:
         """Replace these now, whatever `settle` and `keep` say; leases are respected."""
@@ -296,8 +332,8 @@ class Folder:
             await self._dispatch(group)
             await self._empty_trash()
             self._news.clear()
-            if not (self._dirty or self._rescan):
-                await self._nap(next_presence)
+            if (wait := self._look_later()) or not (self._dirty or self._rescan):
+                await self._nap(min(next_presence, now + wait) if wait else next_presence)
 
     async def _nap(self, latest: float) -> None:
         """Sleep until the next thing is due or something is heard."""
@@ -316,10 +352,18 @@ class Folder:
 
     # -- looking ----------------------------------------------------------------------------------
 
+    def _look_later(self) -> float:
+        """Seconds until the next look is worth it: most of what is heard meanwhile is our doing."""
+        if not self._ours or not self.scanned or self._forced:
+            return 0.0
+        return max(0.0, self._looked + LOOKS_APART_S - self._parts.clock.monotonic())
+
     async def _look(self) -> None:
         root = self.root
-        if root is None:
+        if root is None or self._look_later():
             return
+        if self._rescan is not None or self._dirty:
+            self._ours_lately.clear()
         if self._rescan is not None:
             self._rescan, judge_anew, self._judge_anew = None, self._judge_anew, False
             self._dirty.clear()
@@ -341,6 +385,7 @@ class Folder:
                 self._siblings.setdefault(directory, set()).update(names)
             await self._watch_opens(findings.directories)
             await self._apply(root, findings)
+        self._looked = self._parts.clock.monotonic()
 
     async def _watch_opens(self, directories: Sequence[bytes]) -> None:
         """Hear of opens in these directories; beyond the system's limit only `hydrate` works."""
@@ -361,22 +406,24 @@ class Folder:
         settle = self._settings.settle_s
         for seen in findings.changed:
             self._gone.pop(seen.path, None)
-            if seen.path not in self.in_flight:
+            if not self._is_ours(seen.path):
                 wait = 0.0 if seen.path in self._forced else settle
                 self.waiting.observe(seen.path, identity_of(seen), now=now, settle=wait)
-        if findings.placeholders:
-            own = await self.in_thread(self._meet_placeholders, root, findings.placeholders)
+        met = [s for s in findings.placeholders if not self._is_ours(s.path.removesuffix(SUFFIX))]
+        if met:
+            own = await self.in_thread(self._meet_placeholders, root, met)
             for seen in own:
-                if seen.path not in self.in_flight:
+                if not self._is_ours(seen.path):
                     self.waiting.observe(seen.path, identity_of(seen), now=now, settle=settle)
         if findings.links or findings.others:
             await self.in_thread(self._record_others, root, findings.links, findings.others)
         for gone in findings.gone:
-            if gone.path not in self.in_flight and gone.state != State.HYDRATING:
+            if not self._is_ours(gone.path) and gone.state != State.HYDRATING:
                 self._gone.setdefault(gone.path, now + settle)
                 self.waiting.drop(gone.path)
-        if findings.modified:
-            self._losses.append((now, findings.modified))
+        modified = sum(1 for path in findings.modified if not self._is_ours(path))
+        if modified:
+            self._losses.append((now, modified))
 
     async def _requeue(self, root: Root, *, judge_anew: bool) -> None:
         """Protected files that may be replaced one day wait for that day."""
@@ -593,6 +640,7 @@ class Folder:
             self.waiting_for_room = None
             for candidate in batch:
                 self.in_flight[candidate.path] = candidate.identity.size
+            self.begin_ours(candidate.path for candidate in batch)
             self._batches += 1
             group.create_task(self._take(root, batch))
 
@@ -721,7 +769,7 @@ class Folder:
             self._batches -= 1
             for path in candidates:
                 self.in_flight.pop(path, None)
-            self._news.set()
+            self.end_ours(candidates)
         for outcome in taken.outcomes:
             if outcome.state == "placeholder":
                 self._parts.opens.mark_own(prefix + outcome.path + SUFFIX)

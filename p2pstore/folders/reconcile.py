@@ -43,7 +43,7 @@ class Findings:
     siblings: dict[bytes, set[bytes]] = field(default_factory=dict)  # lock files by directory
     unread: list[Unread] = field(default_factory=list)
     entries: int = 0
-    modified: int = 0  # known files that are not as they were
+    modified: list[bytes] = field(default_factory=list)  # known files that are not as they were
     appeared: int = 0
 
 
@@ -56,8 +56,10 @@ def look_at_all(root: Root, catalog: Catalog, folder: int, *, below: bytes = b""
     """A scan of the folder, or of the directory `below`; what is missing is told for it alone."""
     known = {
         disk_name(row.path, row.state): row
-        for row in map(files.Identity._make, catalog.view(lambda db: files.identities(db, folder)))
-        if not below or row.path.startswith(below + b"/") or row.path == below
+        for row in map(
+            files.Identity._make,
+            catalog.view(lambda db: list(files.identities(db, folder, below))),
+        )
     }
     findings = Findings()
     for seen in scan(root.fd, below=below):
@@ -156,7 +158,7 @@ def _sort(seen: Seen, known: dict[bytes, files.Identity], findings: Findings) ->
     if row is None:
         findings.appeared += 1
     else:
-        findings.modified += 1
+        findings.modified.append(row.path)
     if stat_module.S_ISREG(mode):
         if seen.path.endswith(SUFFIX) and seen.size <= MAX_SIZE:
             findings.placeholders.append(seen)

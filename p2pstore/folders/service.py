@@ -408,16 +408,19 @@ class Folders:
         self._landing |= names
         for name in names:
             self._parts.opens.mark_own(name)
+        folder.begin_ours(p.target for p in placeholders)
         try:
             async for brought in self._bringing.bring(root, placeholders, advance):
                 if brought.trash is not None:
                     folder.trash_waits(brought.trash)
+                folder.end_ours((brought.placeholder.target,))
                 if brought.path:
                     folder.note(brought.path)
                     brought = brought._replace(path=whole + brought.path)
                 yield brought
         finally:
             self._landing -= names
+            folder.end_ours(p.target for p in placeholders)
 
     async def _hydrate_outside(self, path: str, progress: Progress) -> AsyncIterator[Brought]:
         """A `.f` outside every watched folder: the original is written beside it."""

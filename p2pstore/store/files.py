@@ -211,13 +211,20 @@ def walk(
         after = rows[-1].path
 
 
-def identities(db: sqlite3.Connection, folder: int) -> Iterator[IdentityRow]:
+def identities(
+    db: sqlite3.Connection, folder: int, directory: bytes = b""
+) -> Iterator[IdentityRow]:
     """What a re-scan compares, as plain tuples in no order; deletions are left out.
 
-    It reads while it is consumed: inside `Catalog.view`, to the end.
+    With `directory` only what is beneath it, and itself. It reads while it is consumed: inside
+    `Catalog.view`, to the end.
     """
-    query = f"SELECT {_IDENTITY} FROM files WHERE folder=? AND state<>'deleted'"
-    return db.execute(query, (folder,))
+    query = f"SELECT {_IDENTITY} FROM files WHERE folder=?1 AND state<>'deleted'"
+    if not directory:
+        return db.execute(query, (folder,))
+    low, high = below(directory)
+    query += " AND (path=?2 OR (path>=?3 AND path<?4))"
+    return db.execute(query, (folder, directory, low, high))
 
 
 def identity(db: sqlite3.Connection, folder: int, path: bytes) -> Identity | None:
