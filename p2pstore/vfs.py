@@ -37,6 +37,7 @@ class Entry(NamedTuple):
     reason: str
     files: int  # below a directory
     kind: str = "file"  # or "link"
+    id: int = 0  # catalog row of a file
 
 
 class Inspection(NamedTuple):
@@ -184,7 +185,9 @@ class Vfs:
 
 
 def _entry(row: FileRow) -> Entry:
-    return Entry(row.path, False, row.file_size, row.mtime_ns, row.state, row.reason, 1, row.kind)
+    return Entry(
+        row.path, False, row.file_size, row.mtime_ns, row.state, row.reason, 1, row.kind, row.id
+    )
 
 
 def _read(path: str) -> bytes:

@@ -283,6 +283,18 @@ def bundles_of_files(db: sqlite3.Connection, files: Sequence[int]) -> dict[int, 
     return found
 
 
+def companions(db: sqlite3.Connection, bundle: int, kind: int) -> list[BundleRow]:
+    """The bundles of that kind which the files and versions that need this one need too."""
+    query = (
+        f"SELECT {_COLUMNS} FROM bundles WHERE kind=?2 AND id IN ("
+        "SELECT o.bundle FROM file_bundles r JOIN file_bundles o ON o.file=r.file"
+        " WHERE r.bundle=?1 UNION "
+        "SELECT o.bundle FROM history_bundles r JOIN history_bundles o ON o.history=r.history"
+        " WHERE r.bundle=?1) ORDER BY id"
+    )
+    return [BundleRow(*row) for row in db.execute(query, (bundle, kind))]
+
+
 def files_of_bundle(db: sqlite3.Connection, bundle: int) -> list[int]:
     query = "SELECT file FROM file_bundles WHERE bundle=? ORDER BY file"
     return [file for (file,) in db.execute(query, (bundle,))]

@@ -1,0 +1,159 @@
+"""INDEX: a folder's list of manifests is written as a file of its own, and named by a signed head.
+
+At most `DELAY_S` after something changed the whole list, sorted by path, goes through the ingest
+pipeline; its chunks are cut by content, so that a new version shares all but a few blocks with
+the last. The head that names it is numbered by (incarnation, seq) and lies in HOME before anybody
+is told of it. What holders acknowledged is what eviction relies on.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+from blake3 import blake3
+
+from p2pstore.clock import Clock
+from p2pstore.content import (
+    BundleRef,
+    Entry,
+    Head,
+    IndexLine,
+    encode_head,
+    encode_lines,
+    sign_head,
+)
+from p2pstore.errors import Unavailable
+from p2pstore.home import Home
+from p2pstore.ids import BundleId, FileId, NodeId
+from p2pstore.ingest import Author, Ingest, Intake, Protected
+from p2pstore.store import Catalog, FileRow, IntentKind, State, blocks, files, folders, journal
+
+DELAY_S = 60.0
+_NO_FILE = FileId(bytes(16))
+_PLACE = msgspec.msgpack.Decoder(tuple[BundleRef, Entry])
+_VERSION = msgspec.msgpack.Decoder(dict[NodeId, int])
+
+
+class HeadOrder(NamedTuple):
+    incarnation: int
+    seq: int
+
+
+class IndexWriter:
+    """Writes indexes and heads of this device's folders; one call at a time."""
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        catalog: Catalog,
+        ingest: Ingest,
+        author: Callable[[], Author],
+        clock: Clock,
+    ) -> None:
+        self._home = home
+        self._catalog = catalog
+        self._ingest = ingest
+        self._author = author
+        self._clock = clock
+
+    def write(self, folder: folders.FolderRow, last: HeadOrder | None) -> bytes | None:
+        """Write the folder's index as it is now; the signed head that names it, encoded.
+
+        None when the head numbered `last` says the same already. Blocks on the disk: call it in a
+        thread. Whoever gets the head makes it durable before telling anybody.
+        """
+        author = self._author()
+        with tempfile.TemporaryFile(dir=self._home.path) as file:
+            self._catalog.view(lambda db: file.writelines(encode_lines(_lines(db, folder.id))))
+            file.flush()
+            result = self._protect(folder, file.fileno(), is_known=last is not None)
+        if result is None:
+            return None
+        order = _next_order(last, self._home.incarnation())
+        head = Head(
+            folder=folder.folder_id,
+            device=author.node_id,
+            incarnation=order.incarnation,
+            seq=order.seq,
+            manifest=result.manifest,
+        )
+        return encode_head(sign_head(head, author.key, author.chain))
+
+    def _protect(self, folder: folders.FolderRow, fd: int, *, is_known: bool) -> Protected | None:
+        """The index as a protected file; None when it is the one that the last head names."""
+        now = int(self._clock.wall() * 1000)
+        intake = Intake(os.fsencode(folder.name or "folder"), fd, os.fstat(fd))
+        root, seen = f"index:{folder.folder_id.hex()}", f"index-hash:{folder.folder_id.hex()}"
+        intent = self._catalog.write(
+            lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now)
+        ).result()
+
+        def record(
+            db: sqlite3.Connection, safe: Sequence[Protected], rows: Mapping[BundleId, int]
+        ) -> None:
+            for protected in safe:
+                blocks.set_root(db, root, [rows[bundle] for bundle in protected.bundles])
+                folders.kv_set(db, seen, protected.hash)
+
+        try:
+            before = self._catalog.view(lambda db: folders.kv_get(db, seen))
+            if is_known and before is not None and before == _hash(fd):
+                return None
+            (result,) = self._ingest.protect(
+                folder.id, [intake], intent=intent, commit=record, kind="index"
+            )
+        finally:
+            self._catalog.write(lambda db: journal.close(db, intent)).result()
+        if not isinstance(result, Protected):
+            raise Unavailable(f"The index of {folder.name} could not be written: {result.reason}")
+        return result
+
+
+def _next_order(last: HeadOrder | None, incarnation: int) -> HeadOrder:
+    """One more than the last; a new incarnation counts anew."""
+    if last is None or last.incarnation < incarnation:
+        return HeadOrder(incarnation, 1)
+    return HeadOrder(last.incarnation, last.seq + 1)
+
+
+def _lines(db: sqlite3.Connection, folder: int) -> Iterator[IndexLine]:
+    """Every path that other devices and a recovery must know of, in order."""
+    states = (State.PROTECTED, State.PLACEHOLDER, State.HYDRATING, State.CONFLICT, State.DELETED)
+    for row in files.walk(db, folder, states=states):
+        line = _line(row)
+        if line is not None:
+            yield line
+
+
+def _line(row: FileRow) -> IndexLine | None:
+    if row.kind == files.Kind.LINK:
+        return IndexLine(row.path, "link", _NO_FILE, {}, 0, row.mtime_ns, row.target)
+    if not row.file_id:
+        return None
+    version = _VERSION.decode(row.version) if row.version else {}
+    deleted = row.state == State.DELETED
+    ref, entry = _PLACE.decode(row.manifest_ref) if row.manifest_ref else (None, None)
+    return IndexLine(
+        path=row.path,
+        kind="deleted" if deleted else "file",
+        file_id=FileId(row.file_id),
+        version=version,
+        size=row.file_size,
+        mtime_ns=row.mtime_ns,
+        ref=ref,
+        entry=entry,
+    )
+
+
+def _hash(fd: int) -> bytes:
+    hasher, offset = blake3(), 0
+    while piece := os.pread(fd, 1 << 20, offset):
+        hasher.update(piece)
+        offset += len(piece)
+    return hasher.digest()

@@ -1,0 +1,104 @@
+"""REPLICATE: bundles that want more copies are pushed to holders; receipts become catalog rows.
+
+One lane for each connected holder, so that a slow one delays nobody. A copy is recorded only from a
+receipt whose proof was compared with our own bytes (swarm.Pusher does that); a holder that has no
+room, or fails, is left alone for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from p2pstore.clock import Clock
+from p2pstore.errors import P2PStoreError
+from p2pstore.ids import NodeId
+from p2pstore.maintenance.facts import Ledger, World
+from p2pstore.store import BundleRow, Catalog, copies
+from p2pstore.swarm import Pusher
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 2  # pushes to one holder: the next is sent while the last is synced there
+PAGE = 64
+BACK_OFF_S = (5.0, 600.0)
+
+
+class Replicator:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        ledger: Ledger,
+        pusher: Pusher,
+        world: Callable[[], World],
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._ledger = ledger
+        self._pusher = pusher
+        self._world = world
+        self._clock = clock
+        self._resting: dict[NodeId, tuple[float, float]] = {}  # until, pause
+        self.sending: dict[NodeId, int] = {}  # bytes on their way, for `status`
+        self.trouble: dict[NodeId, str] = {}
+
+    async def serve(self, holder: NodeId) -> bool:
+        """Push all that this holder lacks; False when it must rest first."""
+        until, _ = self._resting.get(holder, (0.0, 0.0))
+        if self._clock.monotonic() < until:
+            return False
+        while True:
+            world = self._world()
+            rows = await asyncio.to_thread(self._ledger.lacking, world, holder, PAGE)
+            if not rows:
+                self.trouble.pop(holder, None)
+                return True
+            lane = asyncio.Semaphore(AT_ONCE)
+            async with asyncio.TaskGroup() as group:
+                sent = [group.create_task(self._send(lane, holder, row)) for row in rows]
+            if not all(task.result() for task in sent):
+                self._rest(holder)
+                return False
+            self._resting.pop(holder, None)
+
+    async def _send(self, lane: asyncio.Semaphore, holder: NodeId, row: BundleRow) -> bool:
+        async with lane:
+            if holder in self.trouble and self._is_resting(holder):
+                return False
+            self.sending[holder] = self.sending.get(holder, 0) + row.bytes
+            try:
+                receipt = await self._pusher.push(row.bundle_id, row.tag, holder)
+            except P2PStoreError as exc:
+                self.trouble[holder] = str(exc)
+                self._rest(holder)
+                log.info("Bundle %s was not taken: %s", row.bundle_id.hex()[:12], exc)
+                return False
+            finally:
+                self.sending[holder] -= row.bytes
+            copy = copies.Copy(
+                bundle=row.id,
+                holder=holder,
+                seq=receipt.seq,
+                proved_at=int(self._clock.wall() * 1000),
+                lease_until=receipt.lease_until_ms,
+                receipt=receipt.raw,
+            )
+            await self._catalog.awrite(lambda db: copies.put(db, copy))
+            return True
+
+    def _is_resting(self, holder: NodeId) -> bool:
+        return self._clock.monotonic() < self._resting.get(holder, (0.0, 0.0))[0]
+
+    def _rest(self, holder: NodeId) -> None:
+        if self._is_resting(holder):
+            return
+        _, last = self._resting.get(holder, (0.0, 0.0))
+        pause = min(max(last * 2, BACK_OFF_S[0]), BACK_OFF_S[1])
+        self._resting[holder] = (self._clock.monotonic() + pause, pause)
+
+    def retry(self, holder: NodeId) -> None:
+        """It came back: what it could not take before it may be able to take now."""
+        self._resting.pop(holder, None)
+        self.trouble.pop(holder, None)
