@@ -291,7 +291,9 @@ def found(home: Home, name: str, *, now: float, random: bytes) -> str:
     earlier attempt was cut short is begun anew: nothing was made with its keys.
     """
     if is_begun(home):
-        (home.path / "device.key").unlink()
+        # The key last: until it is gone this HOME is seen as begun, and not as one that lost it.
+        for leftover in ("incarnation", "DO-NOT-DELETE.txt", "admin.key", "device.key"):
+            (home.path / leftover).unlink(missing_ok=True)
     if home.exists:
         raise UsageError(f"{home.path} already has an identity; p2pstore leave ends it.")
     root = new_root(random)

@@ -103,11 +103,14 @@ async def join(
     public = public_key_of(device)
     tell(f"Fingerprint of this node, for the other screen: {fingerprint(public)}")
     is_new = not (home.path / "device.key").exists()
-    if is_new:
-        home.make_directory()
-        home.save_device(device)
+
+    def save() -> None:
+        if is_new:
+            home.make_directory()
+            home.save_device(device)
+
     try:
-        welcome = await _prove(invite, link, public, name, membership, random)
+        welcome = await _prove(invite, link, public, name, membership, random, save)
     except (NotAllowed, IntegrityError) as exc:
         if is_new and is_begun(home):
             (home.path / "device.key").unlink()
@@ -147,6 +150,11 @@ def _check_fits(invite: InviteLink, device: SigningKey, network: str) -> None:
 
 def _check_unused(home: Home, is_busy: Callable[[], str | None]) -> None:
     """UsageError unless this HOME may get another group's keys."""
+    if not home.exists and home.was_used:
+        raise UsageError(
+            f"{home.path} once had an identity and its keys are missing. Bring device.key and "
+            "group.state back from a copy, or join from a new --home."
+        )
     if home.exists and not is_begun(home):
         state = home.state()
         us = PublicKey(bytes(home.device().verify_key))
@@ -183,7 +191,9 @@ async def _prove(
     name: str,
     membership: str,
     random: Callable[[int], bytes],
+    save: Callable[[], None],
 ) -> Welcome:
+    """WELCOME; `save` is called before the proof is sent, for what must not be lost then."""
     joining = Joining(
         invite.secret,
         "device" if membership == "device" else "friend",
@@ -199,7 +209,9 @@ async def _prove(
         answer, _ = await exchange.receive()
         if not isinstance(answer, JoinNonce):
             raise RemoteProtocolError("JOIN was answered with something else.")
-        await exchange.send(joining.second(answer))
+        second = joining.second(answer)
+        save()
+        await exchange.send(second)
         welcome, _ = await exchange.receive(LIFETIME_S + GRACE_S)
         if not isinstance(welcome, Welcome):
             raise RemoteProtocolError("JOIN was answered with something else.")
