@@ -22,7 +22,7 @@ from p2pstore.clock import Clock
 from p2pstore.content import Head, head_order
 from p2pstore.errors import IntegrityError, NotAllowed, P2PStoreError, RemoteProtocolError
 from p2pstore.home import Home
-from p2pstore.ids import FolderId, GroupId, NodeId, Tag
+from p2pstore.ids import FolderId, GroupId, NodeId, PublicKey, Tag
 from p2pstore.keys import GroupState, Role, public_key_of
 from p2pstore.members.group import Group
 from p2pstore.members.kept import REPLY_BYTES, KeptGroups, kept_reply
@@ -104,6 +104,11 @@ class Exchange:
             if role != link.role:
                 link.promote(role)
 
+    def revoked(self, group: PublicKey) -> frozenset[PublicKey]:
+        """The revoked keys of a group, as far as its state is known here."""
+        state = self._group.state
+        return state.revoked if group == state.group_public else self.kept.revoked(group)
+
     def hello(self, network: str, *, record: bytes | None = None) -> Hello:
         chains = self.kept.friend_chains()[:8]  # MAX_FRIEND_CHAINS of the wire
         return self._group.hello(network, record=record, friend_chains=chains)
@@ -128,6 +133,10 @@ class Exchange:
         with self._lock:
             return [shelved.head for shelved in self._shelf.all()]
 
+    def own_heads(self) -> list[Head]:
+        """Those of this device."""
+        return [head for head in self.known_heads() if head.device == self._group.node_id]
+
     def signed_heads(self) -> list[Shelved]:
         with self._lock:
             return self._shelf.all()
@@ -142,7 +151,7 @@ class Exchange:
     async def heads(self, group_id: GroupId, link: Link) -> Heads:
         if group_id != self._group.group_id:
             return await in_thread(self._pool, self.kept.heads, group_id, link.hello)
-        self._check_asker(link, friends_too=True)
+        self._check_asker(link)
         with self._lock:
             raws = within((s.raw for s in self._shelf.all()), REPLY_BYTES)
         return Heads((self._group.state.raw,), raws)
@@ -150,7 +159,7 @@ class Exchange:
     async def put_heads(self, link: Link, message: PutHeads) -> HeadsKept:
         if message.group != self._group.group_id:
             return await in_thread(self._pool, self.kept.put, message, link.hello)
-        self._check_asker(link, friends_too=False)
+        self._check_asker(link)
         before = self._group.state.raw
         try:
             reply, news = await in_thread(self._pool, self._put, message)
@@ -161,11 +170,10 @@ class Exchange:
             self._new_heads(news)
         return reply
 
-    def _check_asker(self, link: Link, *, friends_too: bool) -> None:
-        role = self._group.role_of_hello(link.hello)
-        allowed = {Role.DEVICE.value, Role.FRIEND.value} if friends_too else {Role.DEVICE.value}
-        if role not in allowed:
-            raise NotAllowed("Only devices of the group may exchange its state and heads.")
+    def _check_asker(self, link: Link) -> None:
+        """Devices, and friends, who keep all this for us and bring it back: it proves itself."""
+        if self._group.role_of_hello(link.hello) == STRANGER:
+            raise NotAllowed("Only members of the group may exchange its state and heads.")
 
     def _put(self, message: PutHeads) -> tuple[HeadsKept, list[Head]]:
         offered = [open_head(raw) for raw in message.heads]
@@ -214,6 +222,10 @@ class Exchange:
         shelved = self.signed_heads()
         told = await asyncio.gather(*(self._tell(link, state, shelved) for link in links))
         return [acknowledged for acknowledged in told if acknowledged is not None]
+
+    async def tell(self, links: Iterable[Link]) -> list[copies.HeadAck]:
+        """`push`, and what the catalog remembers of it."""
+        return [row for told in await self.push(links) for row in told.rows(self._group.node_id)]
 
     async def _tell(
         self, link: Link, state: GroupState, shelved: Sequence[Shelved]

@@ -134,6 +134,17 @@ class KeptGroups:
         with self._lock:
             return tuple(g.chain for _, g in sorted(self._groups.items()) if g.chain)
 
+    def related(self) -> list[PublicKey]:
+        """The public keys of these groups."""
+        with self._lock:
+            newest = [group.newest for group in self._groups.values()]
+            return [state.group_public for state in newest if state is not None]
+
+    def revoked(self, public: PublicKey) -> frozenset[PublicKey]:
+        with self._lock:
+            group = self._groups.get(group_id_of(public))
+            return group.revoked if group is not None else frozenset()
+
     def recovery_tags(self) -> list[Tag]:
         """Under which this node announces itself, so that these groups' words find it."""
         with self._lock:

@@ -163,6 +163,38 @@ async def test_many_heads_take_several_messages(
     assert len(told.heads) == len(nas.exchange.known_heads()) == 12
 
 
+async def test_a_friend_brings_back_what_it_keeps(world: World) -> None:
+    laptop = await world.founder()
+    nas = await world.device(laptop, "nas")
+    anna = await befriended(world, laptop)
+    await nas.exchange.pull(await nas.dial(laptop))
+    reply = await put(await anna.dial(nas), laptop.group, laptop.head(2))
+    assert reply.heads == ((FOLDER, laptop.group.node_id, 1, 2),)
+
+
+async def test_two_admins_who_worked_apart_are_brought_together(world: World) -> None:
+    laptop = await world.founder()
+    nas = await world.device(laptop, "nas")
+    phone = await world.device(laptop, "phone")
+    admin = laptop.home.admin()
+    assert admin is not None
+    apart = laptop.group.state  # another device of the admin's, say: it revokes the phone
+    secrets = apart.open(laptop.group.device)
+    other = apart.with_revocation(
+        phone.group.public, signer=admin, secrets=secrets, now_ms=1, random=lambda n: b"r" * n
+    )
+    revoke(laptop, nas.group)
+    link = await nas.dial(laptop)
+    assert laptop.group.state.revoked == {nas.group.public}
+    assert not laptop.group.state.wants_new_epoch
+    tablet = await world.device(laptop, "tablet")
+    await put(await tablet.dial(laptop), laptop.group, state=other.raw)
+    assert laptop.group.state.revoked == {nas.group.public, phone.group.public}
+    assert not laptop.group.state.wants_new_epoch
+    assert len(laptop.group.state.parts) == 1
+    assert link.role == "device"  # what nas believes; laptop does not
+
+
 # -- who may not ----------------------------------------------------------------------------------
 
 
@@ -352,7 +384,9 @@ async def test_a_friend_keeps_state_and_heads_and_gives_them_back(world: World) 
     laptop = await world.founder()
     anna = await befriended(world, laptop)
     await laptop.exchange.publish(laptop.head(1))
-    (told,) = await laptop.exchange.push([await laptop.dial(anna)])
+    link = await laptop.dial(anna)
+    (told,) = await laptop.exchange.push([link])
+    assert [row.seq for row in await laptop.exchange.tell([link])] == [1]
     assert [head.seq for head in told.heads] == [1]
     assert (told.generation, told.state_seq) == laptop.group.state.order
     assert anna.orders() == {}
@@ -404,6 +438,10 @@ async def test_a_friend_never_takes_a_step_back(world: World) -> None:
         await put(link, laptop.group, anna.head(1))
     skipped = await put(link, laptop.group, nas.head(1))
     assert skipped.heads == ()
+    group = laptop.group.state.group_public
+    assert anna.exchange.kept.related() == [group]
+    assert anna.exchange.revoked(group) == laptop.exchange.revoked(group) == {nas.group.public}
+    assert anna.exchange.revoked(anna.group.state.group_public) == frozenset()
 
 
 async def test_groups_see_nothing_of_each_other(world: World) -> None:

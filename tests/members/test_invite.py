@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -434,12 +435,11 @@ async def test_a_join_that_was_killed_is_done_again_with_the_same_key(
 async def test_a_join_killed_at_any_write_leaves_one_group_or_the_other(
     world: World, monkeypatch: pytest.MonkeyPatch, write: int
 ) -> None:
-    """Every removal and replacement in HOME, in turn, is the last one that is not done."""
-    from p2pstore import durable
-
+    """Every removal and replacement in HOME, in turn, is the first one that is not done."""
     laptop, nas = await world.founder(), await world.founder("nas")
     old, new = nas.group.group_id, laptop.group.group_id
     words = nas.home.words()
+    (nas.home.path / "words.confirmed").touch()
     count = 0
 
     def counting(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -454,8 +454,8 @@ async def test_a_join_killed_at_any_write_leaves_one_group_or_the_other(
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.unlink", counting(durable.Path.unlink))
-        patch.setattr("pathlib.Path.rename", counting(durable.Path.rename))
+        patch.setattr("pathlib.Path.unlink", counting(Path.unlink))
+        patch.setattr("pathlib.Path.rename", counting(Path.rename))
         with contextlib.suppress(Killed):
             await joins(nas, laptop)
     after = Group(nas.home)
@@ -463,6 +463,7 @@ async def test_a_join_killed_at_any_write_leaves_one_group_or_the_other(
     if after.group_id == new:
         assert nas.home.words() is None
         assert nas.home.admin() is None
+        assert not nas.home.words_confirmed
     else:
         assert nas.home.words() == words
         assert nas.home.admin() is not None
