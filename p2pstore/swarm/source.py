@@ -183,7 +183,7 @@ class Source:
 
     async def blocks(self, wanted: Sequence[Wanted]) -> dict[BlockId, bytes]:
         """All of them, each equal to its id; BlocksNotFound says which could be found nowhere."""
-        found = await in_thread(self._pool, self._read, wanted)
+        found, known = await in_thread(self._pool, self._look, wanted)
         left = {one.block_id: one for one in wanted if one.block_id not in found}
         nowhere: set[BlockId] = set()
         offline: dict[str, None] = {}
@@ -191,7 +191,7 @@ class Source:
             shared = {b: self._coming[b] for b in left if b in self._coming}
             mine = {block_id: one for block_id, one in left.items() if block_id not in shared}
             if mine:
-                fetched, away = await self._fetch_for_all(mine)
+                fetched, away = await self._fetch_for_all(mine, known)
                 found |= fetched
                 nowhere |= mine.keys() - fetched.keys()
                 offline.update(dict.fromkeys(away))
@@ -212,8 +212,16 @@ class Source:
 
     # -- this disk ---------------------------------------------------------------------------
 
+    def _look(
+        self, wanted: Sequence[Wanted]
+    ) -> tuple[dict[BlockId, bytes], Mapping[BundleId, Sequence[NodeId]]]:
+        """What is here, and who is known to hold what is not. Runs in a thread."""
+        found = self._read(wanted)
+        away = {one.ref.bundle_id: None for one in wanted if one.block_id not in found}
+        return found, self._holders(list(away)) if away else {}
+
     def _read(self, wanted: Sequence[Wanted]) -> dict[BlockId, bytes]:
-        """Whatever is here, by bundle. Runs in a thread."""
+        """Whatever is here, by bundle."""
         by_bundle: dict[BundleId, dict[BlockId, Wanted]] = {}
         for one in wanted:
             by_bundle.setdefault(one.ref.bundle_id, {})[one.block_id] = one
@@ -232,7 +240,7 @@ class Source:
     # -- other nodes -------------------------------------------------------------------------
 
     async def _fetch_for_all(
-        self, wanted: Mapping[BlockId, Wanted]
+        self, wanted: Mapping[BlockId, Wanted], known: Mapping[BundleId, Sequence[NodeId]]
     ) -> tuple[dict[BlockId, bytes], list[str]]:
         """`_fetch`, with its results given to everybody who waits for the same blocks."""
         loop = asyncio.get_running_loop()
@@ -240,7 +248,7 @@ class Source:
             self._coming[block_id] = loop.create_future()
         found: dict[BlockId, bytes] | None = None
         try:
-            found, offline = await self._fetch(wanted)
+            found, offline = await self._fetch(wanted, known)
             return found, offline
         finally:
             for block_id in wanted:
@@ -251,11 +259,10 @@ class Source:
                     future.set_result(found.get(block_id))
 
     async def _fetch(
-        self, wanted: Mapping[BlockId, Wanted]
+        self, wanted: Mapping[BlockId, Wanted], known: Mapping[BundleId, Sequence[NodeId]]
     ) -> tuple[dict[BlockId, bytes], list[str]]:
         """What was found, and the names of holders that could not be reached."""
         call = _Call(wanted)
-        known = await in_thread(self._pool, self._holders, list(call.bundles))
         await self._ask(call, self._connected(known))
         if call.missing:
             await self._ask(call, await self._who_has(call))

@@ -103,8 +103,7 @@ async def test_everything_is_announced_again_when_it_is_time(setting: Setting) -
 
 async def test_what_failed_is_tried_again_whole(setting: Setting) -> None:
     setting.network.failures = 2
-    announcer = setting.start()
-    announcer.announce_soon(tag(2))
+    setting.start()
     assert await setting.network.next() == [tag(1), tag(2)]
     assert setting.pauses == [announce_module.RETRY_S] * 2
 
