@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 def run_node(config: Config, home: Path) -> int:
     from p2pstore import node
+    from p2pstore.http import Frontends
 
-    return node.run(config, home)
+    return node.run(config, home, Frontends)
 
 
 def main() -> None:

@@ -68,6 +68,14 @@ class Home:
         """Whether an identity lives here, whole or in part."""
         return any((self.path / name).exists() for name in ("device.key", "group.state"))
 
+    @property
+    def was_used(self) -> bool:
+        """Whether an identity once lived here: a new one must never take its place unseen."""
+        return any(
+            (self.path / name).exists()
+            for name in ("DO-NOT-DELETE.txt", "folders.json", "catalog.sqlite", "incarnation")
+        )
+
     def create(self, device: SigningKey, *, state: bytes, admin: SigningKey | None = None) -> None:
         """Found an identity here. The group state is written last: with it HOME is complete."""
         if self.exists:

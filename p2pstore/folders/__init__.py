@@ -2,6 +2,7 @@
 
 from p2pstore.folders.bringing import Bringing, Brought, Placeholder
 from p2pstore.folders.folder import Folder, Parts
+from p2pstore.folders.opening import Opening
 from p2pstore.folders.service import DiskRoom, Folders, Preview
 from p2pstore.folders.taking import Taking
 
@@ -11,6 +12,7 @@ __all__ = [
     "DiskRoom",
     "Folder",
     "Folders",
+    "Opening",
     "Parts",
     "Placeholder",
     "Preview",

@@ -64,6 +64,16 @@ class DiskRoom:
         total, free = usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
         return free - self._config.keep_free_of(total)
 
+    def keep_free(self) -> int:
+        usage = os.statvfs(self._home)
+        return self._config.keep_free_of(usage.f_blocks * usage.f_frsize)
+
+    def measures(self) -> tuple[int, int, int]:
+        """(total, free, keep-free) bytes of the store's disk."""
+        usage = os.statvfs(self._home)
+        total, free = usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
+        return total, free, self._config.keep_free_of(total)
+
     def lacks(self, root: Root, incoming: int) -> str | None:
         """A batch begins only when twice its size fits (SAFETY, section 6)."""
         if self.free(self._home) < 2 * incoming:
@@ -98,12 +108,15 @@ class Folders:
 
     # -- life -------------------------------------------------------------------------------------
 
-    def start(self, group: asyncio.TaskGroup) -> None:
-        """Watch every folder that HOME lists; the tasks are the group's."""
+    def start(self, group: asyncio.TaskGroup, *, watch: bool = True) -> None:
+        """Know every folder that HOME lists, and watch it; the tasks are the group's.
+
+        Without `watch` files can be brought back, and nothing happens by itself.
+        """
         self._group = group
         for entry in self._home.folders():
             if not entry.removed:
-                self._watch(entry)
+                self._watch(entry, watch=watch)
 
     async def close(self) -> None:
         """Stop watching; batches in flight end first."""
@@ -113,7 +126,7 @@ class Folders:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
 
-    def _watch(self, entry: WatchedFolder) -> Folder:
+    def _watch(self, entry: WatchedFolder, *, watch: bool = True) -> Folder:
         if self._group is None:
             raise Unavailable("The node is not running yet.")
         path = os.fsencode(entry.path)
@@ -127,7 +140,10 @@ class Folders:
             self._catalog.write(lambda db: folders.set_paused(db, row, entry.paused)).result()
         folder = Folder(entry, row, self._parts)
         self._folders[folder.folder_id] = folder
-        self._tasks[folder.folder_id] = self._group.create_task(self._run(folder))
+        if watch:
+            self._tasks[folder.folder_id] = self._group.create_task(self._run(folder))
+        elif Root.marker(folder.path) == folder.folder_id.hex():
+            folder.root = Root(folder.path, folder.folder_id)
         return folder
 
     async def _run(self, folder: Folder) -> None:

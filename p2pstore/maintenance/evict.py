@@ -40,7 +40,7 @@ from p2pstore.store import (
     copies,
     journal,
 )
-from p2pstore.swarm import Pusher
+from p2pstore.swarm import OwnPromises, Pusher
 from p2pstore.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,7 @@ class Evictor:
         ledger: Ledger,
         pusher: Pusher,
         world: Callable[[], World],
-        removals: set[BundleId],
-        locked_for: Callable[[BundleId], float],
+        promises: OwnPromises,
         clock: Clock,
         pool: Executor,
         fresh_proof_s: float,
@@ -83,8 +82,7 @@ class Evictor:
         self._ledger = ledger
         self._pusher = pusher
         self._world = world
-        self._removals = removals
-        self._locked_for = locked_for  # seconds for which another node counts on our copy
+        self._promises = promises
         self._clock = clock
         self._pool = pool
         self._fresh_proof_s = fresh_proof_s
@@ -143,14 +141,15 @@ class Evictor:
 
     async def _evict(self, row: BundleRow, for_room: bool) -> list[str]:
         """The reasons why it stays; empty when it is gone. Busy: a holder is removing it too."""
-        if row.bundle_id in self._removals:
+        if row.bundle_id in self._promises.removals:
             return ["is being evicted already"]
-        self._removals.add(row.bundle_id)
+        try:
+            await in_thread(self._pool, self._promises.begin_removal, row.bundle_id)
+        except Busy:
+            return ["another node relies on this copy just now"]
         locked: list[NodeId] = []
         intent: int | None = None
         try:
-            if self._locked_for(row.bundle_id) > 0:
-                return ["another node relies on this copy just now"]
             intent = await self._catalog.awrite(lambda db: self._begin(db, row))
             if intent is None:
                 return ["is being used by a file that is protected just now"]
@@ -174,7 +173,7 @@ class Evictor:
             if intent is not None:
                 number = intent
                 await self._catalog.awrite(lambda db: _take_back(db, row, number))
-            self._removals.discard(row.bundle_id)
+            self._promises.end_removal(row.bundle_id)
             await self._unlock(row.bundle_id, locked)
 
     def _begin(self, db: sqlite3.Connection, row: BundleRow) -> int | None:
@@ -244,7 +243,7 @@ class Evictor:
         )
 
     def _with_locks(self, row: BundleRow, facts: Facts) -> Facts:
-        return replace(facts, locked_for_others_s=self._locked_for(row.bundle_id))
+        return replace(facts, locked_for_others_s=self._promises.locked_for(row.bundle_id))
 
     async def _unlock(self, bundle_id: BundleId, locked: Sequence[NodeId]) -> None:
         async def one(node: NodeId) -> None:

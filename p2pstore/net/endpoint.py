@@ -151,10 +151,10 @@ class Endpoint(ABC):
             return
         self._closed = True
         await self.tasks.close()
-        await self._stop_listening()
+        await self.stop_listening()
         await asyncio.gather(*(link.close() for link in list(self._links)))
 
-    async def _stop_listening(self) -> None:
+    async def stop_listening(self) -> None:
         return None
 
     # -- for links ---------------------------------------------------------------------------

@@ -153,7 +153,7 @@ class MemoryTransport(Endpoint):
         self._listening.append(address)
         return address
 
-    async def _stop_listening(self) -> None:
+    async def stop_listening(self) -> None:
         for address in self._listening:
             del self._network.listeners[address]
 

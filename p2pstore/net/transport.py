@@ -43,7 +43,7 @@ class TlsTransport(Endpoint):
         name = listener.getsockname()
         return str(name[0]), int(name[1])
 
-    async def _stop_listening(self) -> None:
+    async def stop_listening(self) -> None:
         for listener in self._listeners:
             listener.close()
 

@@ -283,6 +283,12 @@ def bundles_of_files(db: sqlite3.Connection, files: Sequence[int]) -> dict[int, 
     return found
 
 
+def evicted_bytes_of_folder(db: sqlite3.Connection, folder: int) -> int:
+    """Bytes of the folder's bundles that lie with holders only."""
+    query = "SELECT coalesce(sum(bytes), 0) FROM bundles WHERE folder=? AND state='evicted'"
+    return int(db.execute(query, (folder,)).fetchone()[0])
+
+
 def companions(db: sqlite3.Connection, bundle: int, kind: int) -> list[BundleRow]:
     """The bundles of that kind which the files and versions that need this one need too."""
     query = (

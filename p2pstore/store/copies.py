@@ -101,6 +101,15 @@ def holders(db: sqlite3.Connection) -> dict[NodeId, int]:
     return {NodeId(holder): number for holder, number in db.execute(query)}
 
 
+def totals_of_holders(db: sqlite3.Connection) -> dict[NodeId, tuple[int, int]]:
+    """holder -> (bytes of our bundles that it has proved, when it last proved one)."""
+    query = (
+        "SELECT c.holder, sum(b.bytes), max(c.proved_at) FROM copies c"
+        " JOIN bundles b ON b.id=c.bundle WHERE c.state='proved' GROUP BY c.holder"
+    )
+    return {NodeId(row[0]): (int(row[1]), int(row[2])) for row in db.execute(query)}
+
+
 def counts(db: sqlite3.Connection) -> dict[int, int]:
     """bundle -> holders that proved its present live map; a bundle without any is left out."""
     query = (

@@ -62,7 +62,17 @@ from p2pstore.errors import (
     RemoteProtocolError,
     Unavailable,
 )
-from p2pstore.ids import BlockId, BundleId, GroupId, NodeId, Tag, group_id_of, short
+from p2pstore.ids import (
+    BlockId,
+    BundleId,
+    GroupId,
+    NodeId,
+    PublicKey,
+    Tag,
+    group_id_of,
+    node_id_of,
+    short,
+)
 from p2pstore.store.bundles import BundleDamaged, BundleMissing
 from p2pstore.store.disk import DiskBundles, translated
 from p2pstore.store.sidefile import (
@@ -316,6 +326,16 @@ class HeldStore:
         """Live bytes held for the group, open uploads included, the trash not."""
         with self._lock:
             return self._used.get(group, 0) + self.uploads_of(group)
+
+    def bytes_by_opener(self) -> dict[NodeId, int]:
+        """Live bytes held for each device, the trash not."""
+        found: dict[NodeId, int] = {}
+        with self._lock:
+            for entry in self._table.values():
+                if not entry.side.released_ms:
+                    opener = node_id_of(PublicKey(entry.side.opener))
+                    found[opener] = found.get(opener, 0) + entry.side.live_bytes
+        return found
 
     def trashed(self) -> dict[BundleId, int]:
         """Released bundles, and when they were (ms since the epoch)."""

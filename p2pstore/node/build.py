@@ -1,0 +1,271 @@
+"""What is wired to what: the only place where parts are made.
+
+`Node` holds the parts of one HOME. Making one touches the disk (catalog, store, keys) and starts no
+task; `running` does that, in the order in which the parts need each other, and stops them in the
+opposite one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from p2pstore.clock import Clock, SystemClock
+from p2pstore.config import Config
+from p2pstore.folders import Bringing, DiskRoom, Folders, Opening, Parts, Taking
+from p2pstore.home import Home
+from p2pstore.ids import BundleId, NodeId, PublicKey, node_id_of, short
+from p2pstore.ingest import Ingest
+from p2pstore.leases import LeaseKeeper
+from p2pstore.maintenance import Evictor, IndexWriter, Ledger, Maintenance, Replicator, recover
+from p2pstore.members import Group
+from p2pstore.node.network import Network
+from p2pstore.restore import Restore
+from p2pstore.store import Catalog, DiskBundles, HeldStore, blocks
+from p2pstore.syscalls import is_volatile
+from p2pstore.vfs import Vfs
+from p2pstore.watch import OpenWatcher
+
+log = logging.getLogger(__name__)
+
+BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while it runs
+NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Node:
+    def __init__(self, home: Home, config: Config, clock: Clock | None = None) -> None:
+        self.home = home
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.started = self.clock.wall()
+        self.ui: str | None = None
+        self.group = Group(home)
+        self.seal_pool = ThreadPoolExecutor(os.cpu_count() or 2, "seal")
+        self.pool = ThreadPoolExecutor(BATCH_THREADS, "work")
+        self.net_pool = ThreadPoolExecutor(NET_THREADS, "net")
+        self.data = config.data or home.path / "bundles"
+        self.store = DiskBundles(self.data)
+        boot_id = BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
+        self.held = HeldStore(home.path / "held", self.clock, boot_id=boot_id)
+        self.catalog, self.rebuilt = self._open_catalog()
+        recover(self.catalog, self.store)
+        self.volatile = None if config.allow_volatile_store else is_volatile(self.data)
+        self.keeper = LeaseKeeper()
+        self.opens = OpenWatcher(self.clock)
+        self.room = DiskRoom(self.data, config)
+        self.network = Network(
+            home=home,
+            config=config,
+            group=self.group,
+            store=self.store,
+            held=self.held,
+            catalog=self.catalog,
+            clock=self.clock,
+            pool=self.net_pool,
+            boot_id=boot_id,
+            room=self.room.measures,
+            changed=self._group_changed,
+            linked=self._linked,
+        )
+        self.source = self.network.source
+        self.pusher = self.network.pusher
+        self.ingest = Ingest(
+            store=self.store,
+            catalog=self.catalog,
+            author=self.group.author,
+            ring=self.group.ring,
+            clock=self.clock,
+            pool=self.seal_pool,
+        )
+        self.restore = Restore(
+            self.source, ring=self.group.ring, judge=self.group.judge, pool=self.seal_pool
+        )
+        self.vfs = Vfs(catalog=self.catalog, restore=self.restore)
+        self.maintenance = self._make_maintenance()
+        self.folders = self._make_folders()
+        self.opening = Opening(
+            watcher=self.opens,
+            folders=self.folders,
+            catalog=self.catalog,
+            room=self.room,
+            clock=self.clock,
+        )
+
+    def _open_catalog(self) -> tuple[Catalog, bool]:
+        return Catalog.open(self.home.path / "catalog.sqlite"), False
+
+    def _make_maintenance(self) -> Maintenance:
+        swarm = self.network.for_maintenance()
+        ledger = Ledger(self.catalog)
+        replicator = Replicator(
+            catalog=self.catalog,
+            ledger=ledger,
+            pusher=self.pusher,
+            world=lambda: maintenance.world(),
+            clock=self.clock,
+        )
+        maintenance = Maintenance(
+            catalog=self.catalog,
+            held=self.held,
+            ledger=ledger,
+            index=IndexWriter(
+                home=self.home,
+                catalog=self.catalog,
+                ingest=self.ingest,
+                author=self.group.author,
+                clock=self.clock,
+            ),
+            replicator=replicator,
+            swarm=swarm,
+            clock=self.clock,
+            pool=self.pool,
+            history_s=self.config.history_s,
+        )
+        maintenance.evictor = Evictor(
+            catalog=self.catalog,
+            store=self.store,
+            ledger=ledger,
+            pusher=self.pusher,
+            world=maintenance.world,
+            promises=self.network.promises,
+            clock=self.clock,
+            pool=self.net_pool,
+            fresh_proof_s=self.config.fresh_proof_s,
+            gone=lambda _: None,  # what is not announced again is forgotten by the DHT
+        )
+        return maintenance
+
+    def _make_folders(self) -> Folders:
+        return Folders(
+            home=self.home,
+            config=self.config,
+            room=self.room,
+            bringing=Bringing(
+                restore=self.restore,
+                catalog=self.catalog,
+                clock=self.clock,
+                pool=self.pool,
+                room=self.room.check,
+            ),
+            parts=Parts(
+                catalog=self.catalog,
+                store=self.store,
+                taking=Taking(
+                    ingest=self.ingest,
+                    catalog=self.catalog,
+                    keeper=self.keeper,
+                    ring=self.group.ring,
+                    clock=self.clock,
+                ),
+                keeper=self.keeper,
+                opens=self.opens,
+                ring=self.group.ring,
+                clock=self.clock,
+                pool=self.pool,
+                room=self.room,
+                me=self.group.node_id,
+                trash_hold_s=self.config.trash_hold_s,
+                volatile=self.volatile,
+                protected=self.maintenance.changed,
+            ),
+        )
+
+    # -- life -------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Node]:
+        """Everything at work: folders watched, peers served, copies made."""
+        self.keeper.start()
+        try:
+            async with self.opens, self.network.running(), asyncio.TaskGroup() as group:
+                await self._salvage()
+                self.folders.start(group)
+                tasks = [
+                    group.create_task(self.opening.run()),
+                    group.create_task(self.maintenance.run()),
+                ]
+                try:
+                    yield self
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                    await self.folders.close()
+        finally:
+            await asyncio.to_thread(self.close)
+
+    @contextlib.asynccontextmanager
+    async def borrowed(self) -> AsyncIterator[Node]:
+        """For one command while no node runs: files can be read and brought back."""
+        self.keeper.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self.folders.start(group, watch=False)
+                yield self
+        finally:
+            await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        for pool in (self.pool, self.net_pool, self.seal_pool):
+            pool.shutdown()
+        self.held.close()
+        self.catalog.close()
+        self.keeper.close()
+
+    async def _salvage(self) -> None:
+        """Bundles that were cut off while they were written: nothing refers to them yet."""
+
+        def salvage() -> int:
+            cut = self.store.salvage_all()
+            for found in cut:
+                if not self._is_known(found.header.bundle_id):
+                    self.store.discard(found.header.bundle_id)
+            return len(cut)
+
+        count = await asyncio.to_thread(salvage)
+        if count:
+            log.info("%d bundles were cut off by the last end; their files are still there.", count)
+
+    def _is_known(self, bundle_id: BundleId) -> bool:
+        def look(db: sqlite3.Connection) -> bool:
+            return blocks.get_bundle(db, bundle_id) is not None
+
+        return self.catalog.view(look)
+
+    # -- what parts tell each other ---------------------------------------------------------------
+
+    def _group_changed(self) -> None:
+        self.network.group_changed()
+        self.maintenance.changed()
+
+    def _linked(self, node_id: NodeId) -> None:
+        self.maintenance.linked(node_id)
+
+    # -- what frontends ask -----------------------------------------------------------------------
+
+    @property
+    def listening(self) -> str:
+        host, port = self.network.listening
+        return f"{host}:{port}"
+
+    def trouble(self) -> str | None:
+        """What keeps the node from its work; None when nothing does."""
+        try:
+            self.catalog.read("SELECT 1")
+            self.store.refuse_when_failed()
+        except Exception as exc:  # a health check answers, whatever is wrong
+            return str(exc)
+        return None
+
+    def name_of_key(self, key: PublicKey) -> str:
+        """A device's name, or its short id."""
+        node_id = node_id_of(key)
+        if node_id == self.group.node_id:
+            return self.group.name
+        return self.group.name_of(node_id) or short(node_id)

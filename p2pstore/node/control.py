@@ -1,0 +1,364 @@
+"""The node as its frontends see it: each method of the control interface, handed to a service.
+
+The contract (names, arguments, results) is the docstring of `p2pstore.http.control`. Nothing is
+decided here: arguments become calls, results become JSON values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from p2pstore.config import Config
+from p2pstore.errors import P2PStoreError, UsageError
+from p2pstore.folders import Brought, Preview
+from p2pstore.home import Home
+from p2pstore.members import confirm
+from p2pstore.node import inviting
+from p2pstore.node.build import Node
+from p2pstore.node.status import folder_lines, peer_lines, status
+from p2pstore.policy import Treatment
+
+Args = Mapping[str, Any]
+Progress = Callable[[dict[str, Any]], None]
+Method = Callable[[Args, Progress], Awaitable[Any]]
+
+
+class NodeControl:
+    """`node` is None while HOME has no identity: then only `join` works."""
+
+    def __init__(
+        self,
+        node: Node | None,
+        home: Home,
+        config: Config,
+        *,
+        stop: Callable[[], None] = lambda: None,
+        restart: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._given = node
+        self._home = home
+        self._config = config
+        self._stop = stop
+        self._restart = restart
+
+    @property
+    def _node(self) -> Node:
+        if self._given is None:
+            raise UsageError("Nothing lives in this HOME yet. Start with: p2pstore init")
+        return self._given
+
+    async def dispatch(self, method: str, args: Args, progress: Progress) -> Any:
+        call: Method | None = getattr(self, f"do_{method}", None)
+        if call is None:
+            raise UsageError(f"There is no method {method!r}.")
+        return await call(args, progress)
+
+    async def cat(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        async for piece in self._node.vfs.read(path, start, end):
+            yield piece
+
+    async def status(self) -> dict[str, Any]:
+        return await asyncio.to_thread(status, self._node, ())
+
+    def metrics(self) -> bytes:
+        from p2pstore.node.metrics import metrics
+
+        return metrics(self._node)
+
+    def healthz(self) -> str | None:
+        return self._node.trouble()
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    async def do_status(self, args: Args, _: Progress) -> Any:
+        return await asyncio.to_thread(status, self._node, tuple(args.get("paths") or ()))
+
+    async def do_folders(self, _: Args, __: Progress) -> Any:
+        node = self._node
+        lines = await asyncio.to_thread(folder_lines, node)
+        for line, folder in zip(lines, node.folders.all(), strict=True):
+            line["settings"] = msgspec.to_builtins(folder.settings)
+        return {"folders": lines}
+
+    async def do_ls(self, args: Args, _: Progress) -> Any:
+        node, path = self._node, args.get("path")
+        if path is None:
+            return {"path": "", "entries": [_folder_entry(f) for f in folder_lines(node)]}
+        entries = await asyncio.to_thread(node.vfs.entries, path)
+        found = node.vfs.find(path)
+        base = os.fsdecode(found[0].path) if found is not None else ""
+        ids = [entry.id for entry in entries if entry.id]
+        copies = await asyncio.to_thread(node.maintenance.copies_of_files, ids)
+        return {
+            "path": path,
+            "entries": [
+                {
+                    "name": os.fsdecode(entry.path.rpartition(b"/")[2]),
+                    "path": os.path.join(base, os.fsdecode(entry.path)),
+                    "type": "folder" if entry.is_directory else entry.kind,
+                    "size": entry.size,
+                    "mtime": entry.mtime_ns / 1e9,
+                    "state": entry.state,
+                    "reason": entry.reason,
+                    "copies": copies.get(entry.id, 0),
+                    "files": entry.files,
+                }
+                for entry in entries
+            ],
+        }
+
+    async def do_inspect(self, args: Args, _: Progress) -> Any:
+        node = self._node
+        seen = await node.vfs.inspect(args["path"])
+        rows = await asyncio.to_thread(node.vfs.bundles, seen.wanted)
+        bundles = {wanted.ref.bundle_id for wanted in seen.wanted}
+        local = {b for b in bundles if node.store.has(b)}
+        copies = await asyncio.to_thread(
+            node.maintenance.copies_of_bundles, [row.id for row in rows.values()]
+        )
+        meta = seen.manifest.meta
+        return {
+            "name": os.fsdecode(meta.name),
+            "size": meta.size,
+            "mode": meta.mode & 0o7777,
+            "mtime": meta.mtime_ns / 1e9,
+            "file_id": seen.manifest.file_id.hex(),
+            "hash": seen.manifest.hash.hex(),
+            "blocks": len(seen.wanted),
+            "bundles": sorted(bundle.hex() for bundle in bundles),
+            "stored_bytes": seen.row.stored_bytes if seen.row is not None else None,
+            "device": node.name_of_key(seen.opened.signer),
+            "signature": "valid",
+            "epoch": seen.opened.epoch.hex(),
+            "local_blocks": sum(1 for w in seen.wanted if w.ref.bundle_id in local),
+            "copies": min((copies.get(row.id, 0) for row in rows.values()), default=0),
+        }
+
+    async def do_peers(self, _: Args, __: Progress) -> Any:
+        return {"peers": await asyncio.to_thread(peer_lines, self._node)}
+
+    async def do_words_state(self, _: Args, __: Progress) -> Any:
+        return {"confirmed": self._node.home.words_confirmed}
+
+    async def do_doctor(self, _: Args, __: Progress) -> Any:
+        from p2pstore.node.checks import doctor
+
+        return {"findings": await doctor(self._node)}
+
+    async def do_check(self, args: Args, progress: Progress) -> Any:
+        from p2pstore.node.checks import check
+
+        return await check(self._node, read_data=bool(args.get("read_data")), progress=progress)
+
+    # -- folders ----------------------------------------------------------------------------------
+
+    async def do_preview(self, args: Args, _: Progress) -> Any:
+        node = self._node
+        preview = await node.folders.preview(
+            args["dir"], _settings(args), force=bool(args.get("force"))
+        )
+        return _preview_line(node, args["dir"], preview)
+
+    async def do_add_folder(self, args: Args, _: Progress) -> Any:
+        changed = await self._node.folders.add(
+            args["dir"], _settings(args), force=bool(args.get("force"))
+        )
+        return {"path": os.path.realpath(args["dir"]), "changed": changed}
+
+    async def do_wait_folder(self, args: Args, progress: Progress) -> Any:
+        return await self._node.folders.wait(args["dir"], progress)
+
+    async def do_remove_folder(self, args: Args, progress: Progress) -> Any:
+        return await self._node.folders.remove(args["dir"], args.get("how"), progress)
+
+    async def do_pause(self, args: Args, _: Progress) -> Any:
+        folder = await self._node.folders.pause(args["dir"])
+        return {"path": os.fspath(folder.path)}
+
+    async def do_resume(self, args: Args, _: Progress) -> Any:
+        restored = await self._node.folders.resume(args["dir"], args.get("how"))
+        return {"path": os.path.realpath(args["dir"]), "restored": restored}
+
+    async def do_undelete(self, args: Args, _: Progress) -> Any:
+        return {"path": await self._node.folders.undelete(args["path"])}
+
+    # -- contents ---------------------------------------------------------------------------------
+
+    async def do_hydrate(self, args: Args, progress: Progress) -> Any:
+        return await self._each(args["paths"], self._hydrate_one, progress)
+
+    async def _hydrate_one(self, path: str, progress: Progress) -> list[dict[str, Any]]:
+        return _brought_lines(path, await self._node.folders.hydrate([path], progress))
+
+    async def do_pin(self, args: Args, progress: Progress) -> Any:
+        return await self._each(args["paths"], self._pin_one, progress)
+
+    async def _pin_one(self, path: str, progress: Progress) -> list[dict[str, Any]]:
+        return _brought_lines(path, await self._node.folders.pin([path], True, progress))
+
+    async def do_unpin(self, args: Args, progress: Progress) -> Any:
+        async def one(path: str, progress: Progress) -> list[dict[str, Any]]:
+            await self._node.folders.pin([path], False, progress)
+            return [{"path": path}]
+
+        return await self._each(args["paths"], one, progress)
+
+    async def do_dehydrate(self, args: Args, progress: Progress) -> Any:
+        return await self._each(args["paths"], self._dehydrate_one, progress)
+
+    async def _dehydrate_one(self, path: str, progress: Progress) -> list[dict[str, Any]]:
+        stays = await self._node.folders.dehydrate([path], progress)
+        return [
+            {"path": name} if not why else {"path": name, "error": {"code": 5, "message": why}}
+            for name, why in stays.items()
+        ]
+
+    async def do_free_up(self, args: Args, progress: Progress) -> Any:
+        node, paths = self._node, list(args["paths"])
+        done = await self._each(paths, self._dehydrate_one, progress)
+        done["replaced_bytes"] = await asyncio.to_thread(node.maintenance.bytes_below, paths)
+        return {**done, **await node.maintenance.evict(paths, progress)}
+
+    async def do_evict(self, args: Args, progress: Progress) -> Any:
+        freed = await self._node.maintenance.evict(list(args.get("paths") or ()), progress)
+        return {"results": [], **freed}
+
+    async def do_evict_why(self, args: Args, _: Progress) -> Any:
+        return await asyncio.to_thread(self._node.maintenance.why, list(args.get("paths") or ()))
+
+    async def do_open(self, args: Args, progress: Progress) -> Any:
+        node, path = self._node, args["path"]
+        await node.vfs.open(path)  # what is no manifest is said before anything is done
+        brought = await node.folders.hydrate([path], progress)
+        for entry in brought:
+            if entry.error is not None:
+                raise entry.error
+            return {"path": os.fsdecode(entry.path), "hydrated": True}
+        return {"path": path.removesuffix(".f"), "hydrated": False}
+
+    async def do_restore(self, args: Args, _: Progress) -> Any:
+        path, size = await self._node.vfs.copy(args["path"], args["to"])
+        return {"path": path, "bytes": size}
+
+    async def _each(
+        self,
+        paths: Sequence[str],
+        one: Callable[[str, Progress], Awaitable[list[dict[str, Any]]]],
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """All paths are tried; what fails is listed."""
+        results: list[dict[str, Any]] = []
+        for path in paths:
+            try:
+                results.extend(await one(path, progress))
+            except P2PStoreError as exc:
+                results.append({"path": path, "error": _error(exc)})
+        return {"results": results}
+
+    # -- members ----------------------------------------------------------------------------------
+
+    async def do_invite(self, args: Args, _: Progress) -> Any:
+        role = args.get("role") or "device"
+        return inviting.invite(self._node, role, confirm=bool(args.get("confirm")))
+
+    async def do_wait_invite(self, args: Args, _: Progress) -> Any:
+        return await inviting.wait_invite(self._node, args["invite"])
+
+    async def do_confirm_invite(self, args: Args, _: Progress) -> Any:
+        accept = bool(args.get("accept"))
+        return await inviting.confirm_invite(self._node, args["invite"], accept=accept)
+
+    async def do_join(self, args: Args, progress: Progress) -> Any:
+        joined = await inviting.join_group(self._home, self._config, args, progress)
+        self._restart()  # a running node begins anew as a member of the group
+        return joined
+
+    async def do_connect(self, args: Args, _: Progress) -> Any:
+        return await inviting.connect(self._node, args["address"])
+
+    async def do_words_confirm(self, args: Args, _: Progress) -> Any:
+        await asyncio.to_thread(confirm, self._node.home, args["words"])
+        return {"confirmed": True}
+
+    # -- upkeep -----------------------------------------------------------------------------------
+
+    async def do_rebuild_catalog(self, _: Args, progress: Progress) -> Any:
+        return await self._node.rebuild(progress)
+
+    async def do_leave(self, args: Args, progress: Progress) -> Any:
+        from p2pstore.node.leaving import leave
+
+        result = await leave(self._node, args.get("to"), progress)
+        if result["left"]:
+            self._stop()
+        return result
+
+
+def _settings(args: Args) -> dict[str, object]:
+    return {key: value for key, value in (args.get("settings") or {}).items() if value is not None}
+
+
+def _error(exc: P2PStoreError) -> dict[str, Any]:
+    return {"code": exc.exit_code, "message": str(exc)}
+
+
+def _brought_lines(asked: str, brought: Sequence[Brought]) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for entry in brought:
+        name = os.fsdecode(entry.placeholder.name)
+        if entry.error is not None:
+            lines.append({"path": name, "error": _error(entry.error)})
+        else:
+            lines.append({"path": name, "to": os.fsdecode(entry.path), "bytes": entry.size})
+    return lines or [{"path": asked, "bytes": 0}]
+
+
+def _folder_entry(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": line["path"],
+        "path": line["path"],
+        "type": "folder",
+        "size": line["bytes"],
+        "mtime": 0,
+        "state": "paused" if line["paused"] else "",
+        "reason": "",
+        "copies": 0,
+        "files": line["files"],
+    }
+
+
+def _preview_line(node: Node, directory: str, preview: Preview) -> dict[str, Any]:
+    def part(*treatments: Treatment) -> dict[str, Any]:
+        found = {
+            reason: counts
+            for treatment in treatments
+            for reason, counts in preview.classes.get(treatment, {}).items()
+        }
+        return {
+            "files": sum(files for files, _ in found.values()),
+            "bytes": sum(size for _, size in found.values()),
+            "reasons": {reason: files for reason, (files, _) in found.items() if reason},
+        }
+
+    path = os.path.realpath(directory)
+    free = node.room.free(node.home.path)
+    return {
+        "path": path,
+        "watched": any(os.fspath(folder.path) == path for folder in node.folders.all()),
+        "files": preview.files,
+        "bytes": preview.bytes,
+        "replace": part(Treatment.REPLACE),
+        "protect_only": part(Treatment.PROTECT_ONLY, Treatment.LINK),
+        "skipped": part(Treatment.SKIP),
+        "room_needed_bytes": preview.bytes,
+        "room_free_bytes": max(0, free),
+        "keep_free_bytes": node.room.keep_free(),
+        "holders": len(node.maintenance.holders_now()),
+        "min_copies": node.config.min_copies,
+        "notes": preview.notes + ([node.volatile] if node.volatile else []),
+    }

@@ -1,0 +1,410 @@
+"""The network side of a node: who it talks to, what it answers, how it is found.
+
+Wiring only: transport, links, DHT, swarm and members are made here, handed to each other, started
+and stopped in order. What each of them does is theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+from p2pstore.clock import Clock
+from p2pstore.config import Config
+from p2pstore.dht import LOOPBACK, Dht, DhtSettings
+from p2pstore.durable import replace_file
+from p2pstore.errors import P2PStoreError, PortInUse, Unavailable
+from p2pstore.home import Home
+from p2pstore.ids import BundleId, GroupId, NodeId, PublicKey, Tag, node_id_of
+from p2pstore.maintenance import Swarm
+from p2pstore.members import Exchange, Group, Invitations
+from p2pstore.net import (
+    Address,
+    Connections,
+    Discovery,
+    Link,
+    PeerBook,
+    Request,
+    TlsTransport,
+    local_addresses,
+)
+from p2pstore.policy import Candidate, Holder, admit_put
+from p2pstore.store import BundleStore, Catalog, HeldStore, blocks, copies
+from p2pstore.swarm import (
+    Announcer,
+    BlockCache,
+    Forwarder,
+    Gate,
+    Lanes,
+    OwnPromises,
+    Pusher,
+    Server,
+    Shelf,
+    Source,
+)
+from p2pstore.syscalls import socket_owner
+from p2pstore.wire import PeerRecord, sign_record
+
+log = logging.getLogger(__name__)
+
+PORT_TRIES = 20  # for a free port that is free for TCP and UDP alike
+RECORDS_TOLD = 16
+
+
+class Network:
+    def __init__(
+        self,
+        *,
+        home: Home,
+        config: Config,
+        group: Group,
+        store: BundleStore,
+        held: HeldStore,
+        catalog: Catalog,
+        clock: Clock,
+        pool: Executor,
+        boot_id: str,
+        room: Callable[[], tuple[int, int, int]],
+        changed: Callable[[], None],
+        linked: Callable[[NodeId], None],
+    ) -> None:
+        """`room` tells (total, free, keep-free) of the store's disk; `changed`: the group did."""
+        self._home = home
+        self._config = config
+        self._group = group
+        self._held = held
+        self._catalog = catalog
+        self._clock = clock
+        self._pool = pool
+        self._room = room
+        self._linked = linked
+        self.listening: Address = (config.listen.host, config.listen.port)
+        self.exchange = Exchange(home, group, clock=clock, pool=pool, changed=changed)
+        self.book = PeerBook.load(home.path / "peers.json")
+        self.transport = TlsTransport(
+            group.device, hello=self._hello, role_of=self.exchange.role_of, clock=clock
+        )
+        self.connections = Connections(
+            self.transport, self.book, clock=clock, find=self._find_addresses
+        )
+        self.dht = Dht(
+            group.device,
+            config.network,
+            self._record,
+            clock=clock,
+            settings=LOOPBACK if _is_loopback(config.listen.host) else DhtSettings(),
+            related=self._is_related,
+        )
+        self.promises = OwnPromises(home.path / "promises", clock, boot_id=boot_id)
+        self.shelf = Shelf(
+            store, held, self.promises, by_tag=self._own_by_tag, alias_of=self._alias
+        )
+        self.gate = Gate(group.state.group_public, self._revoked)
+        lanes = Lanes()
+        forwarder = Forwarder(self.connections, pool=pool, clock=clock)
+        self.invitations = Invitations(
+            home,
+            group,
+            network=config.network,
+            addresses=self.addresses,
+            clock=clock,
+            pool=pool,
+            records=self._records,
+            changed=changed,
+        )
+        self.announcer = Announcer(self.dht, self._tags, pool=pool, clock=clock)
+        self.transport.handler = Server(
+            group.device,
+            self.shelf,
+            self.gate,
+            forwarder,
+            pool=pool,
+            clock=clock,
+            groups=self.exchange,
+            join=self._join,
+            admission=self._admit,
+            peers=self._records,
+            kept=self._kept,
+        ).serve
+        self.pusher = Pusher(
+            group.device,
+            self.shelf,
+            self.connections,
+            pool=pool,
+            clock=clock,
+            chain=group.chain,
+            group=group.state.group_public,
+            lanes=lanes,
+        )
+        self.source = Source(
+            group.device,
+            self.shelf,
+            self.connections,
+            pool=pool,
+            clock=clock,
+            chain=group.chain,
+            holders=self._holders,
+            name_of=group.name_of,
+            providers=self.dht.providers,
+            cache=BlockCache(home.path / "cache"),
+            lanes=lanes,
+        )
+        self._discovery: Discovery | None = None
+        self.transport.watch(self._link_changed)
+
+    # -- life -------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Network]:
+        """Listen, join the DHT, keep links to the group's devices."""
+        await self._listen()
+        try:
+            self.connections.start()
+            for node_id in self._group.others():
+                self.connections.want(node_id)
+            await self._discover()
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self.announcer.run()),
+                    group.create_task(self._meet_bootstraps()),
+                ]
+                try:
+                    yield self
+                finally:
+                    for task in tasks:
+                        task.cancel()
+        finally:
+            await self._close()
+
+    async def _listen(self) -> None:
+        """The same port for TCP and UDP; PortInUse names who has it."""
+        host, port = self._config.listen.host, self._config.listen.port
+        saved = _read_or_none(self._home.path / "dht.state")
+        bootstrap = [(a.host, a.port) for a in self._config.bootstrap]
+        for attempt in range(PORT_TRIES):
+            try:
+                self.listening = await self.transport.listen(host, port)
+            except PortInUse as exc:
+                raise self._port_in_use(host, port) from exc
+            try:
+                await self.dht.start(host, self.listening[1], self._ways_in(bootstrap), saved)
+                return
+            except PortInUse as exc:
+                if port or attempt + 1 == PORT_TRIES:
+                    raise self._port_in_use(host, port) from exc
+                await self.transport.stop_listening()
+
+    def _port_in_use(self, host: str, port: int) -> PortInUse:
+        owner = socket_owner(port)
+        by = f" ({owner[0]}, pid {owner[1]})" if owner is not None else ""
+        free = port + 10 if port < 65_000 else 8090
+        return PortInUse(
+            f"Port {port} is in use{by}. Stop it, or: p2pstore run --listen {host}:{free}"
+        )
+
+    def _ways_in(self, bootstrap: Sequence[Address]) -> list[Address]:
+        known = [a for peer in self.book.peers()[:20] for a in peer.addresses[:1]]
+        return [*bootstrap, *known]
+
+    async def _meet_bootstraps(self) -> None:
+        """Nodes named by the user are met over TLS too, not only in the DHT."""
+        for address in self._config.bootstrap:
+            try:
+                await self.connections.connect((address.host, address.port))
+            except P2PStoreError as exc:
+                log.info("%s:%d does not answer: %s", address.host, address.port, exc)
+
+    async def _discover(self) -> None:
+        if not self._config.mdns or _is_loopback(self.listening[0]):
+            return
+        self._discovery = Discovery(
+            self._group.node_id, self._config.network, self.listening[1], self._found
+        )
+        try:
+            await self._discovery.start()
+        except OSError as exc:
+            log.info("No search in the local network: %s", exc)
+
+    async def _close(self) -> None:
+        if self._discovery is not None:
+            await self._discovery.close()
+        await self.connections.close()
+        await asyncio.to_thread(replace_file, self._home.path / "dht.state", self.dht.state())
+        await self.dht.close()
+        await self.transport.close()
+
+    # -- who and where ----------------------------------------------------------------------------
+
+    def addresses(self) -> list[Address]:
+        """Where others can reach this node."""
+        host, port = self.listening
+        if ipaddress.ip_address(host).is_unspecified:
+            return [(address, port) for address in local_addresses()] or [("127.0.0.1", port)]
+        return [(host, port)]
+
+    def _record(self) -> bytes:
+        record = PeerRecord(
+            public_key=self._group.public,
+            network=self._config.network,
+            addresses=tuple(self.addresses()[:8]),
+            issued_ms=int(self._clock.wall() * 1000),
+            name=self._group.name,
+        )
+        return sign_record(record, self._group.device)
+
+    def _hello(self):  # type: ignore[no-untyped-def]
+        return self.exchange.hello(self._config.network, record=self._record())
+
+    def _records(self) -> list[bytes]:
+        """Signed records of nodes that we know, the liveliest first, our own in front."""
+        known = [peer.record for peer in self.book.peers() if peer.record]
+        return [self._record(), *known[:RECORDS_TOLD]]
+
+    async def _find_addresses(self, node_id: NodeId) -> Iterable[Address]:
+        record = await self.dht.find(node_id)
+        return () if record is None else record.addresses
+
+    def _found(self, node_id: NodeId, addresses: tuple[Address, ...]) -> None:
+        """The local network names a node."""
+        for address in addresses:
+            self.book.note_address(node_id, address)
+        if node_id in self._group.others():
+            self.connections.want(node_id)
+            self.connections.retry(node_id)
+
+    def _is_related(self, node_id: NodeId) -> bool:
+        return self._group.name_of(node_id) is not None
+
+    def _link_changed(self, link: Link, is_up: bool) -> None:
+        if is_up and link.role == "device":
+            self.connections.want(link.node_id)
+            self._linked(link.node_id)
+
+    def devices(self) -> list[Link]:
+        """Links to devices of the group."""
+        others = set(self._group.others())
+        return [link for link in self.connections.links() if link.node_id in others]
+
+    def group_changed(self) -> None:
+        """A new member, or a revoked one: judge the links anew, and want the new."""
+        self.exchange.judge_links(self.connections.links())
+        for node_id in self._group.others():
+            self.connections.want(node_id)
+
+    # -- what the swarm asks ----------------------------------------------------------------------
+
+    async def _join(self, request: Request) -> None:
+        await self.invitations.join(request)
+        self.group_changed()
+        self._linked(request.link.node_id)
+
+    def _admit(self, group_id: GroupId, role: str, size: int) -> str | None:
+        total, free, keep_free = self._room()
+        used = self._held.used_bytes(group_id)
+        if role == "friend":
+            offer = self._config.offer_friends
+        else:
+            offer = self._config.offer_of(total=total, free=free, held=used)
+        return admit_put(size, offer, used, free, keep_free)
+
+    def _kept(self, bundle_id: BundleId, tag: Tag) -> None:
+        del bundle_id
+        self.announcer.announce_soon(tag)
+
+    def _tags(self) -> list[Tag]:
+        """Of everything that is here, and those under which holders of a group are found."""
+
+        def own(db: sqlite3.Connection) -> list[Tag]:
+            tags: list[Tag] = []
+            after = 0
+            while page := blocks.list_bundles(db, states=(blocks.BundleState.SEALED,), after=after):
+                tags.extend(row.tag for row in page)
+                after = page[-1].id
+            return tags
+
+        return [
+            *self._catalog.view(own),
+            *self._held.tags(),
+            *self.exchange.recovery_tags(),
+        ]
+
+    def _own_by_tag(self, tag: Tag) -> BundleId | None:
+        row = self._catalog.view(lambda db: blocks.by_tag(db, tag))
+        return None if row is None else row.bundle_id
+
+    def _alias(self, bundle_id: BundleId) -> BundleId | None:
+        row = self._catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
+        return None if row is None or row.bundle_id == bundle_id else row.bundle_id
+
+    def _revoked(self, group: PublicKey) -> frozenset[PublicKey]:
+        state = self._group.state
+        return frozenset(state.revoked) if group == state.group_public else frozenset()
+
+    def _holders(self, bundles: Sequence[BundleId]) -> Mapping[BundleId, Sequence[NodeId]]:
+        """Who holds these, as far as the catalog knows."""
+
+        def look(db: sqlite3.Connection) -> dict[BundleId, Sequence[NodeId]]:
+            rows = blocks.get_bundles(db, list(bundles))
+            known = copies.of_bundles(db, [row.id for row in rows.values()])
+            return {
+                bundle_id: [
+                    copy.holder
+                    for copy in known.get(row.id, ())
+                    if copy.state in (copies.CopyState.PROVED, copies.CopyState.SUSPECT)
+                ]
+                for bundle_id, row in rows.items()
+            }
+
+        return self._catalog.view(look)
+
+    # -- what maintenance asks --------------------------------------------------------------------
+
+    def for_maintenance(self) -> Swarm:
+        return Swarm(
+            links=self.devices,
+            candidates=self._candidates,
+            state=lambda: self._group.state.order,
+            tell=self._tell,
+            heads=lambda: [
+                head for head in self.exchange.known_heads() if head.device == self._group.node_id
+            ],
+            publish=self.exchange.publish,
+            second_device=lambda: bool(self._group.others()),
+            words_confirmed=lambda: self._home.words_confirmed,
+        )
+
+    async def _tell(self, links: Sequence[Link]) -> list[copies.HeadAck]:
+        told = await self.exchange.push(links)
+        return [row for acknowledged in told for row in acknowledged.rows(self._group.node_id)]
+
+    def _candidates(self) -> list[Candidate]:
+        """The group's other devices; when they were last seen is known from their links."""
+        now = self._clock.wall()
+        connected = {link.node_id for link in self.connections.links()}
+        found: list[Candidate] = []
+        for certificate in self._group.state.devices():
+            node_id = node_id_of(certificate.subject)
+            if node_id == self._group.node_id:
+                continue
+            peer = self.book.get(node_id)
+            seen = now if node_id in connected else peer.last_seen_ms / 1000 if peer else 0.0
+            holder = Holder(node=node_id, role="device", owner=self._group.group_id)
+            found.append(Candidate(holder=holder, offer=1, last_seen=seen))
+        return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError as exc:
+        raise Unavailable(f"{host} is no numeric address to listen on.") from exc
+
+
+def _read_or_none(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None

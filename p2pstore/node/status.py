@@ -1,0 +1,287 @@
+"""What `status` says, put together from what the services know. The shape is http.control's STATUS.
+
+Read-only, and cheap enough to be asked every few seconds; runs in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from p2pstore import __version__
+from p2pstore.folders import Folder
+from p2pstore.ids import NodeId, node_id_of
+from p2pstore.node.build import Node
+from p2pstore.store import BundleState, State, blocks, copies, files
+
+Json = dict[str, Any]
+
+
+def status(node: Node, paths: Sequence[str]) -> Json:
+    """The whole picture; with paths also each of these files."""
+    counted = node.maintenance.counted()
+    said: Json = {
+        "node": {
+            "id": node.group.node_id.hex(),
+            "name": node.group.name,
+            "listen": node.listening,
+            "ui": node.ui or "off",
+            "group": node.group.group_id.hex(),
+            "version": __version__,
+            "home": os.fspath(node.home.path),
+            "pid": os.getpid(),
+            "started": node.started,
+            "reachable": "unknown",
+            "words_confirmed": node.home.words_confirmed,
+        },
+        "peers": peer_lines(node),
+        "space": _space(node),
+        "folders": folder_lines(node, counted),
+        "warnings": _warnings(node),
+    }
+    if _other_disk(node):
+        said["node"]["bundles_dir"] = os.fspath(node.data)
+    if paths:
+        said["files"] = [line for path in paths for line in file_lines(node, path, counted)]
+    return said
+
+
+# -- folders and files ----------------------------------------------------------------------------
+
+
+def folder_lines(node: Node, counted: Mapping[int, int] | None = None) -> list[Json]:
+    known = node.maintenance.counted() if counted is None else counted
+    return [_folder_line(node, folder, known) for folder in node.folders.all()]
+
+
+def _folder_line(node: Node, folder: Folder, counted: Mapping[int, int]) -> Json:
+    def look(
+        db: sqlite3.Connection,
+    ) -> tuple[list[files.Count], Mapping[int, tuple[int, int]], int]:
+        return (
+            files.counts(db, folder.row),
+            copies.counts_of_files(db, folder.row, counted),
+            blocks.evicted_bytes_of_folder(db, folder.row),
+        )
+
+    counts, by_copies, freed = node.catalog.view(look)
+    low = folder.settings.min_copies
+    pending = folder.waiting.active()
+    held_up = folder.waiting.held_up()
+    left = {
+        c.reason: (c.files, c.file_bytes)
+        for c in counts
+        if c.state in (State.PROTECTED, State.CONFLICT) and c.reason
+    }
+    for reason, tally in held_up.items():
+        left.setdefault(reason, (tally.files, tally.bytes))
+    skipped = {c.reason: c.files for c in counts if c.state == State.SKIPPED}
+    total = [c for c in counts if c.state != State.SKIPPED]
+    here = [part for n, part in by_copies.items() if n == 0]
+    return {
+        "path": os.fspath(folder.path),
+        "files": sum(c.files for c in total) + pending.files,
+        "pending": folder.pending(),
+        "protected": sum(c.files for c in counts if c.state == State.PROTECTED),
+        "placeholders": sum(c.files for c in counts if c.state == State.PLACEHOLDER),
+        "skipped": sum(skipped.values()),
+        "bytes": sum(c.file_bytes for c in total) + pending.bytes,
+        "stored_bytes": sum(c.stored_bytes for c in total),
+        "paused": folder.is_paused,
+        "freed_bytes": freed,
+        "min_copies": low,
+        "missing_since": folder.missing_since,
+        "mass_change": None
+        if folder.mass_change is None
+        else {"gone": folder.mass_change[0], "total": folder.mass_change[1]},
+        "safe": _part([part for n, part in by_copies.items() if n >= low]),
+        "one": _part([part for n, part in by_copies.items() if 0 < n < low]),
+        "here": {**_part(here), "note": _copying(node)},
+        "left": {
+            "files": sum(number for number, _ in left.values()),
+            "bytes": sum(size for _, size in left.values()),
+            "reasons": {reason: number for reason, (number, _) in left.items()},
+        },
+        "skips": skipped,
+    }
+
+
+def _part(parts: Sequence[tuple[int, int]]) -> Json:
+    return {"files": sum(n for n, _ in parts), "bytes": sum(size for _, size in parts)}
+
+
+def _copying(node: Node) -> str:
+    names = [
+        node.group.name_of(holder) or holder.hex()[:8]
+        for holder, size in node.maintenance.replicator.sending.items()
+        if size
+    ]
+    return f"copying to {', '.join(sorted(names))}" if names else ""
+
+
+def file_lines(node: Node, path: str, counted: Mapping[int, int]) -> list[Json]:
+    """One line for a file, or for everything below a directory (at most 10,000)."""
+    found = node.folders.of(path)
+    if found is None:
+        return [_unknown(path, "lies in no watched folder")]
+    folder, relative = found
+    states = tuple(state for state in State if state is not State.DELETED)
+    rows = node.folders.rows_below(folder, relative, states)[:10_000]
+    if not rows:
+        return [_unwritten(folder, path, relative)]
+
+    def look(db: sqlite3.Connection) -> list[Json]:
+        return [_file_line(db, node, folder, row, counted) for row in rows]
+
+    return node.catalog.view(look)
+
+
+def _file_line(
+    db: sqlite3.Connection,
+    node: Node,
+    folder: Folder,
+    row: files.FileRow,
+    counted: Mapping[int, int],
+) -> Json:
+    bundles = blocks.bundles_of_file(db, row.id)
+    return {
+        "path": os.path.join(folder.path, os.fsdecode(row.path)),
+        "state": str(row.state),
+        "reason": row.reason or folder.waiting.reason(row.path) or "",
+        "size": row.file_size,
+        "local": bool(bundles) and all(node.store.has(bundle.bundle_id) for bundle in bundles),
+        "copies": copies.count_of_file(db, row.id, counted),
+        "min_copies": folder.settings.min_copies,
+        "evicted": sum(1 for bundle in bundles if bundle.state == BundleState.EVICTED),
+    }
+
+
+def _unwritten(folder: Folder, path: str, relative: bytes) -> Json:
+    """A path that the catalog has not yet."""
+    reason = folder.waiting.reason(relative)
+    if reason is not None or relative in folder.in_flight:
+        line = _unknown(path, reason or "comes to rest")
+        return {**line, "state": "pending", "min_copies": folder.settings.min_copies}
+    there = os.path.lexists(path)
+    return _unknown(path, "not looked at yet" if there else "there is no such file")
+
+
+def _unknown(path: str, reason: str) -> Json:
+    return {
+        "path": path,
+        "state": "unknown",
+        "reason": reason,
+        "size": 0,
+        "local": False,
+        "copies": 0,
+        "min_copies": 0,
+    }
+
+
+# -- peers and room -------------------------------------------------------------------------------
+
+
+def peer_lines(node: Node) -> list[Json]:
+    links = {link.node_id: link for link in node.network.connections.links()}
+
+    def look(db: sqlite3.Connection) -> dict[NodeId, tuple[int, int]]:
+        return copies.totals_of_holders(db)
+
+    holds = node.catalog.view(look)
+    held = node.held.bytes_by_opener()
+    members = {node_id_of(c.subject): c.name for c in node.group.state.devices()}
+    members.pop(node.group.node_id, None)
+    lines: list[Json] = []
+    for node_id in sorted({*links, *members}):
+        link, peer = links.get(node_id), node.network.book.get(node_id)
+        size, proved = holds.get(node_id, (0, 0))
+        addresses = peer.addresses if peer is not None else ()
+        address = link.address if link is not None else addresses[0] if addresses else None
+        lines.append(
+            {
+                "id": node_id.hex(),
+                "name": members.get(node_id) or (peer.name if peer is not None else ""),
+                "address": "" if address is None else f"{address[0]}:{address[1]}",
+                "role": "device" if node_id in members else link.role if link else "stranger",
+                "connected": link is not None,
+                "since": None,
+                "last_seen": peer.last_seen_ms / 1000 if peer and peer.last_seen_ms else None,
+                "holds_bytes": size,
+                "held_bytes": held.get(node_id, 0),
+                "proved": proved / 1000 if proved else None,
+                "holder": node_id in members,
+            }
+        )
+    return lines
+
+
+def _space(node: Node) -> Json:
+    stored = node.catalog.view(blocks.stored_bytes)
+    total, free, keep_free = node.room.measures()
+    trash = [batch for folder in node.folders.all() for batch in folder.trash()]
+    held = sum(node.held.groups().values())
+    until = max((batch.since_ms for batch in trash), default=0) / 1000
+    waiting = [f.waiting.held_up().get("waiting for room") for f in node.folders.all()]
+    return {
+        "bundles_bytes": stored.get(BundleState.SEALED, 0) + stored.get(BundleState.EVICTING, 0),
+        "trash_bytes": sum(item.size for batch in trash for item in batch.body.items),
+        "offered_bytes": node.config.offer_of(total=total, free=free, held=held),
+        "held_for_others_bytes": held,
+        "trash_until": until + node.config.trash_hold_s if trash else None,
+        "free_bytes": free,
+        "keep_free_bytes": keep_free,
+        "waiting_files": sum(tally.files for tally in waiting if tally is not None),
+        "waiting_bytes": sum(tally.bytes for tally in waiting if tally is not None),
+    }
+
+
+def _other_disk(node: Node) -> bool:
+    store = os.stat(node.data).st_dev
+    roots = [folder.root for folder in node.folders.all()]
+    return any(os.fstat(root.fd).st_dev != store for root in roots if root is not None)
+
+
+# -- what the owner should know -------------------------------------------------------------------
+
+
+def _warnings(node: Node) -> list[Json]:
+    found: list[Json] = []
+
+    def warn(text: str, command: str | None = None, *, owner: bool = False) -> None:
+        found.append({"text": text, "command": command, "owner": owner})
+
+    if not node.home.words_confirmed and node.home.words() is not None:
+        warn(
+            "Recovery words not confirmed; a lost laptop would mean lost files:",
+            "p2pstore words confirm",
+            owner=True,
+        )
+    if node.group.is_expelled:
+        warn("This device was revoked: it is no member of its group any more.", owner=True)
+    if node.volatile is not None:
+        warn(f"Nothing is replaced: {node.volatile}.", owner=True)
+    if node.rebuilt:
+        warn("The catalog was rebuilt; what holders keep is being compared with it.")
+    ignored = node.opening.gate.ignored_total
+    if ignored:
+        warn(
+            f"{ignored:,} opens ignored (backup or indexer); to bring files back:",
+            "p2pstore hydrate PATH",
+        )
+    for folder in node.folders.all():
+        if folder.waiting_for_room is not None:
+            tally = folder.waiting.held_up().get("waiting for room")
+            number = tally.files if tally is not None else 0
+            warn(f"{folder.path}: waiting for room, {number:,} files: {folder.waiting_for_room}.")
+        if folder.opens_unheard:
+            warn(f"{folder.path}: opening a placeholder may go unnoticed: {folder.opens_unheard}")
+        for path, why in folder.unread[:3]:
+            warn(f"{folder.path}/{os.fsdecode(path)} cannot be read ({why}).", owner=True)
+    if node.held.lost:
+        warn(f"{len(node.held.lost)} bundles kept for others are gone from this disk.", owner=True)
+    trouble = node.trouble()
+    if trouble is not None:
+        warn(trouble, owner=True)
+    return found
