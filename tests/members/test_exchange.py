@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from nacl.signing import SigningKey
 
-from p2pstore.content import Head, decode_head, encode_head, sign_head
+from p2pstore.content import Head, decode_head, encode_head, sign_head, verify_head
 from p2pstore.errors import IntegrityError, NoRoom, NotAllowed, UsageError
 from p2pstore.ids import FolderId
 from p2pstore.keys import (
@@ -22,7 +22,7 @@ from p2pstore.keys import (
 from p2pstore.members import Group, KeptGroups, join
 from p2pstore.members import shelf as shelf_module
 from p2pstore.members.shelf import HeadShelf, open_head
-from p2pstore.net import Link
+from p2pstore.net import Link, Request
 from p2pstore.wire import VERSIONS, GetHeads, Heads, HeadsKept, Hello, PutHeads
 
 from .conftest import FOLDER, Member, World
@@ -147,6 +147,24 @@ async def test_an_older_head_of_ours_is_not_acknowledged_as_the_newest(
     await laptop.exchange.pull(link)
     assert laptop.exchange.greatest_incarnation() == 1
     assert laptop.orders()[laptop.group.node_id] == (1, 9)
+
+
+async def test_a_holder_that_keeps_an_older_state_acknowledges_that_one(world: World) -> None:
+    laptop = await world.founder()
+    nas = await world.device(laptop, "nas")
+
+    async def keep_nothing(request: Request) -> None:
+        message = request.message
+        assert isinstance(message, PutHeads)
+        here = decode_head(message.heads[0])
+        head = verify_head(here)
+        await request.reply(HeadsKept(1, 1, ((head.folder, head.device, 1, 3),)))
+
+    nas.transport.handler = keep_nothing
+    await laptop.exchange.publish(laptop.head(3))
+    (row,) = await laptop.exchange.tell([await laptop.dial(nas)])
+    assert (row.incarnation, row.seq, row.generation, row.state_seq) == (1, 3, 1, 1)
+    assert laptop.group.state.order == (1, 2)
 
 
 async def test_many_heads_take_several_messages(
@@ -299,6 +317,7 @@ async def test_a_revoked_device_is_never_revived_by_an_old_state(world: World) -
             network="main",
             dial=nas.dial_to,
         )
+    assert (await world.join("tablet", link_text)).name == "tablet"  # it was not used up
 
 
 async def test_heads_of_a_revoked_device_stay_and_do_not_grow(world: World) -> None:
@@ -364,19 +383,23 @@ async def test_a_certificate_of_a_later_generation_brings_a_device_back(world: W
 # -- for other groups -----------------------------------------------------------------------------
 
 
-async def befriended(world: World, laptop: Member, name: str = "anna") -> Member:
-    anna = await world.founder(name)
+async def joins_as_friend(friend: Member, inviter: Member) -> None:
     await join(
-        anna.home,
-        laptop.invitations.create("friend").link,
-        device=anna.group.device,
-        name=name,
+        friend.home,
+        inviter.invitations.create("friend").link,
+        device=friend.group.device,
+        name=friend.group.name,
         network="main",
-        dial=anna.dial_to,
-        group=anna.group,
-        kept=anna.exchange.kept,
+        dial=friend.dial_to,
+        group=friend.group,
+        kept=friend.exchange.kept,
         membership="friend",
     )
+
+
+async def befriended(world: World, laptop: Member, name: str = "anna") -> Member:
+    anna = await world.founder(name)
+    await joins_as_friend(anna, laptop)
     return anna
 
 
@@ -451,6 +474,12 @@ async def test_groups_see_nothing_of_each_other(world: World) -> None:
     for group in (laptop.group.group_id, anna.group.group_id, other.group.group_id):
         with pytest.raises(NotAllowed):
             await link.request(GetHeads(group))
+    await joins_as_friend(anna, other)
+    for asker, group in ((laptop, other.group), (other, laptop.group)):
+        with pytest.raises(NotAllowed):
+            await (await asker.dial(anna)).request(GetHeads(group.group_id))
+        with pytest.raises(NotAllowed):
+            await put(await asker.dial(anna), group)
     # Her friend's device sees what she keeps for it, and nothing of her own.
     with pytest.raises(NotAllowed):
         await (await laptop.dial(anna)).request(GetHeads(anna.group.group_id))

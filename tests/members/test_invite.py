@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from p2pstore.config import FolderSettings
+from p2pstore.content import Head, encode_head, sign_head
 from p2pstore.errors import (
     IntegrityError,
     PeerUnreachable,
@@ -18,7 +19,7 @@ from p2pstore.errors import (
     UsageError,
 )
 from p2pstore.home import WatchedFolder
-from p2pstore.ids import node_id_of
+from p2pstore.ids import FolderId, node_id_of
 from p2pstore.keys import Role, fingerprint, public_key_of
 from p2pstore.members import Group, confirm, found, identity, join, newcomer
 from p2pstore.net import Request
@@ -119,10 +120,24 @@ async def test_two_wrong_secrets_do_not(world: World) -> None:
 
 async def test_several_links_are_open_at_once(world: World) -> None:
     laptop = await world.founder()
-    links = [laptop.invitations.create().link for _ in range(3)]
-    for number, link in enumerate(reversed(links)):
+    links = [laptop.invitations.create().link for _ in range(5)]
+    for number, link in enumerate(reversed(links)):  # the others lose no try by it
         await world.join(f"node{number}", link)
-    assert len(laptop.group.state.devices()) == 4
+    assert len(laptop.group.state.devices()) == 6
+
+
+async def test_what_is_pushed_right_behind_the_answer_is_no_offence(world: World) -> None:
+    laptop = await world.founder()
+    author = laptop.group.author()
+    for number in range(20):
+        head = Head(FolderId(bytes([number]) * 16), laptop.group.node_id, 1, 1, bytes(4000))
+        await laptop.exchange.publish(encode_head(sign_head(head, author.key, author.chain)))
+    pushes: list[asyncio.Task[object]] = []
+    told = laptop.tell_all
+    laptop.on_change = lambda: pushes.append(asyncio.ensure_future(told()))
+    joined = await world.join("nas", laptop.invitations.create().link)
+    await asyncio.wait(pushes)
+    assert not joined.link.is_closed
 
 
 async def test_a_link_for_a_friend_makes_no_device(world: World) -> None:
@@ -363,6 +378,15 @@ async def test_a_home_that_has_something_keeps_its_group(world: World) -> None:
         await joins(nas, laptop, is_busy=lambda: "stores things elsewhere")
     assert nas.home.state().raw == before
     assert len(laptop.group.state.devices()) == 1
+
+
+async def test_a_folder_that_is_added_while_the_owner_confirms_is_seen(world: World) -> None:
+    laptop, nas = await world.founder(), await world.founder("nas")
+    answers = iter([None, "watches folders"])
+    before = nas.home.state().raw
+    with pytest.raises(UsageError, match="watches folders already"):
+        await joins(nas, laptop, is_busy=lambda: next(answers))
+    assert nas.home.state().raw == before
 
 
 async def test_a_group_with_other_devices_is_not_left_behind(world: World) -> None:
