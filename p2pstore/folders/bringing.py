@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import stat as stat_module
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from enum import Enum
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from p2pstore.clock import Clock
@@ -27,6 +29,8 @@ from p2pstore.placement import (
     Landing,
     Root,
     arrive,
+    content_hash,
+    displace,
     finish,
     read_placeholder,
     trash_path,
@@ -146,17 +150,35 @@ class Bringing:
         results: list[Brought] = []
         good: list[tuple[Placeholder, bytes, Opened]] = []
         landings: list[tuple[Landing, bytes]] = []
+        present: list[Landing] = []
         name = self._batch_name()
         for entry, content in zip(batch, contents, strict=True):
+            placeholder, raw, opened = entry
             if isinstance(content, P2PStoreError):
-                results.append(Brought(entry[0], b"", 0, content))
+                results.append(Brought(placeholder, b"", 0, content))
                 continue
-            good.append(entry)
-            landings.append((self._landing(entry[0], entry[2].manifest, name), content))
+            target = await self._in_thread(_target, root, placeholder, opened.manifest)
+            if target is _Target.NEWER:
+                results.append(Brought(placeholder, placeholder.target, 0, None))
+                continue
+            landing = self._landing(placeholder, raw, opened.manifest, name)
+            if target is _Target.SAME:
+                present.append(landing)
+                good.insert(len(present) - 1, entry)
+            else:
+                landings.append((landing, content))
+                good.append(entry)
         if not good:
             return results
         intent = await self._begin(root, name, good)
-        landed = await self._in_thread(arrive, root, landings)
+        try:
+            landed = [
+                *await self._in_thread(displace, root, present),
+                *await self._in_thread(arrive, root, landings),
+            ]
+        except OSError as exc:
+            # The journal row stays open: what got a name before this is finished by recovery.
+            return results + [Brought(entry[0], b"", 0, _as_ours(entry[0], exc)) for entry in good]
         arrived: list[tuple[Placeholder, bytes, Opened, Landed]] = []
         for (placeholder, raw, opened), outcome in zip(good, landed, strict=True):
             if isinstance(outcome, Landed):
@@ -182,19 +204,28 @@ class Bringing:
         arrival: Arrival | None = None
         try:
             manifest = await self._restore.complete(opened.manifest)
-            self._room(root, manifest.meta.size)
-            intent = await self._begin(root, name, [(placeholder, raw, opened)])
-            arrival = Arrival(root, self._landing(placeholder, manifest, name))
-            try:
+            target = await self._in_thread(_target, root, placeholder, manifest)
+            if target is _Target.NEWER:
+                return Brought(placeholder, placeholder.target, 0, None)
+            landing = self._landing(placeholder, raw, manifest, name)
+            if target is _Target.FREE:
+                self._room(root, manifest.meta.size)
+                arrival = Arrival(root, landing)
                 await self._in_thread(arrival.begin)
                 async for pieces in self._restore.stream(manifest):
                     await self._in_thread(arrival.write, pieces)
                     advance(0, sum(len(piece.content) for piece in pieces))
                 await self._in_thread(arrival.settle)
-                (landed,) = await self._in_thread(finish, root, [arrival], synced=True)
-            except BaseException:
-                await self._catalog.awrite(lambda db: journal.close(db, intent))
-                raise
+            # Nothing has a name before this row is open, which recovery closes after a crash.
+            intent = await self._begin(root, name, [(placeholder, raw, opened)])
+            if arrival is None:
+                (landed,) = await self._in_thread(displace, root, [landing])
+            else:
+                (outcome,) = await self._in_thread(finish, root, [arrival], synced=True)
+                if not isinstance(outcome, Landed):
+                    await self._catalog.awrite(lambda db: journal.close(db, intent))
+                    raise outcome
+                landed = outcome
             trash = await self._end(root, intent, name, [(placeholder, raw, opened, landed)])
             advance(1, 0)
             return Brought(placeholder, landed.path, manifest.meta.size, None, trash)
@@ -204,9 +235,11 @@ class Bringing:
             if arrival is not None:
                 await self._in_thread(arrival.close)
 
-    def _landing(self, placeholder: Placeholder, manifest: Manifest, batch: str) -> Landing:
+    def _landing(
+        self, placeholder: Placeholder, raw: bytes, manifest: Manifest, batch: str
+    ) -> Landing:
         safe_name(placeholder.target.rpartition(b"/")[2])
-        return Landing(placeholder.target, placeholder.name, manifest.meta, batch)
+        return Landing(placeholder.target, placeholder.name, manifest.meta, batch, raw)
 
     async def _begin(
         self, root: Root, name: str, batch: Sequence[tuple[Placeholder, bytes, Opened]]
@@ -273,6 +306,33 @@ class Bringing:
         return int(self._clock.wall() * 1000)
 
 
+class _Target(Enum):
+    """What lies under the name that the original is to get."""
+
+    FREE = "free"  # nothing, or somebody's own file: the original gets a name beside it
+    SAME = "same"  # the very content
+    NEWER = "newer"  # a next version, not yet replaced: it is what is opened
+
+
+def _target(root: Root, placeholder: Placeholder, manifest: Manifest) -> _Target:
+    if placeholder.target == placeholder.name:
+        return _Target.FREE
+    try:
+        fd = root.open(placeholder.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return _Target.FREE
+    try:
+        stat = os.fstat(fd)
+        if not stat_module.S_ISREG(stat.st_mode):
+            return _Target.FREE
+        if stat.st_size == manifest.meta.size and content_hash(fd) == manifest.hash:
+            return _Target.SAME
+    finally:
+        os.close(fd)
+    row = placeholder.row
+    return _Target.NEWER if row is not None and row.path == placeholder.target else _Target.FREE
+
+
 def _read_raw(root: Root, name: bytes) -> bytes:
     with Directories(root) as directories:
         try:
@@ -286,6 +346,9 @@ def _in_trash(root: Root, batch: str, landed: Sequence[Landed]) -> list[Identity
     identities: list[Identity | None] = []
     with Directories(root) as directories:
         for entry in landed:
+            if not entry.trashed:
+                identities.append(None)
+                continue
             try:
                 directory, name = directories.parent(trash_path(batch, entry.trashed))
                 stat = os.stat(name, dir_fd=directory, follow_symlinks=False)

@@ -29,7 +29,8 @@ from p2pstore.clock import Clock
 from p2pstore.config import FolderSettings
 from p2pstore.content import MAX_READ, Keyring, looks_like_manifest, next_version, open_manifest
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
-from p2pstore.folders.intents import Body, Trashed
+from p2pstore.folders.emptying import empty
+from p2pstore.folders.intents import Trashed
 from p2pstore.folders.reconcile import (
     Findings,
     disk_name,
@@ -56,15 +57,13 @@ from p2pstore.placement import (
     SUFFIX,
     Claim,
     Directories,
-    Doomed,
     Identity,
     Root,
-    discard,
     read_placeholder,
     write_placeholder,
 )
 from p2pstore.policy import Entity, Treatment, classify, in_work_for, is_mass_change
-from p2pstore.store import BundleStore, Catalog, FileRow, State, blocks, files, folders, journal
+from p2pstore.store import BundleStore, Catalog, FileRow, State, blocks, files, folders
 from p2pstore.threads import in_thread
 from p2pstore.watch import (
     Changed,
@@ -87,6 +86,7 @@ BATCHES_IN_FLIGHT = 3
 TICK_S = 0.25
 LOOKS_APART_S = 2.0  # while batches run: they make most of the hints
 RETRY_S = 5.0  # a file that somebody has open is tried again after this
+OWN_OPENS_S = 2.0  # for so long our own read-back of a new placeholder may be told of
 LEASE_HOLD_S = 1.0  # a claim is kept this long after its rename (SAFETY, section 2)
 OPENS_AT_A_TIME = 500  # directories watched before other work of the loop gets its turn
 RESCAN_S = 600.0  # hints can be lost in silence
@@ -134,6 +134,7 @@ class Folder:
         self.unread: list[tuple[bytes, str]] = []
         self.waiting = Waiting()
         self.in_flight: dict[bytes, int] = {}  # path -> bytes
+        self._just_placed: deque[tuple[float, frozenset[bytes]]] = deque()
         self._parts = parts
         self._settings = entry.settings
         self._ours: set[bytes] = set()  # paths that batches and hydrations are changing now
@@ -226,6 +227,13 @@ class Folder:
             and not self.waiting.active().files
         )
 
+    def is_ours(self, path: bytes) -> bool:
+        """Whether an open of this path's placeholder is our own: it is being made, or just was."""
+        now = self._parts.clock.monotonic()
+        while self._just_placed and self._just_placed[0][0] < now - OWN_OPENS_S:
+            self._just_placed.popleft()
+        return path in self.in_flight or any(path in paths for _, paths in self._just_placed)
+
     def forcing(self) -> bool:
         """Something that was to be replaced now has not been judged yet."""
         return bool(self._forced)
@@ -237,6 +245,9 @@ class Folder:
 
     def pending(self) -> int:
         return self.waiting.active().files + len(self.in_flight)
+
+    def pending_bytes(self) -> int:
+        return self.waiting.active().bytes + sum(self.in_flight.values())
 
     async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await in_thread(self._parts.pool, function, *args, **kwargs)
@@ -755,7 +766,6 @@ class Folder:
     async def _take(self, root: Root, batch: list[Candidate]) -> None:
         """One batch in a thread; its outcomes come back here."""
         candidates = {candidate.path: candidate for candidate in batch}
-        prefix = os.fsencode(self.path) + b"/"
         try:
             taken = await self.in_thread(self._parts.taking.take, root, self.row, batch)
         except (P2PStoreError, OSError) as exc:
@@ -769,10 +779,9 @@ class Folder:
             self._batches -= 1
             for path in candidates:
                 self.in_flight.pop(path, None)
+            self._just_placed.append((self._parts.clock.monotonic(), frozenset(candidates)))
             self.end_ours(candidates)
         for outcome in taken.outcomes:
-            if outcome.state == "placeholder":
-                self._parts.opens.mark_own(prefix + outcome.path + SUFFIX)
             self._settle_outcome(outcome, candidates[outcome.path])
         self._hold(taken)
         self._parts.protected()
@@ -818,50 +827,13 @@ class Folder:
         due = [b for b in self._trash if b.since_ms + self._parts.trash_hold_s * 1000 <= now]
         for batch in due:
             self._trash.remove(batch)
-            left = await self.in_thread(self._discard, root, batch)
+            parts = self._parts
+            left, back = await self.in_thread(
+                empty, root, self.row, batch, parts.catalog, parts.store, parts.keeper
+            )
+            self._dirty.update(back)
             if left is not None:
                 self._trash.append(left)
-
-    def _discard(self, root: Root, batch: Trashed) -> Trashed | None:
-        """Runs in a thread. What may not go yet stays in the batch; damaged goes back."""
-        catalog = self._parts.catalog
-        items = {item.path: item for item in batch.body.items}
-        originals = [path for path, item in items.items() if item.hash]
-
-        def durable(db: sqlite3.Connection) -> set[bytes]:
-            rows = files.get_many(db, self.row, originals)
-            return {
-                path
-                for path in originals
-                if (row := rows.get(path)) is None
-                or all(
-                    b.state == blocks.BundleState.EVICTED
-                    or (b.state != blocks.BundleState.LOST and self._parts.store.has(b.bundle_id))
-                    for b in blocks.bundles_of_file(db, row.id)
-                )
-            }
-
-        safe = catalog.view(durable)
-        doomed = [
-            Doomed(path, item.identity, item.hash, batch.rehash)
-            for path, item in items.items()
-            if not item.hash or path in safe
-        ]
-        fates = discard(root, batch.body.batch, doomed, self._parts.keeper)
-        for fate in fates:
-            if fate.moved_back:
-                log.info("%s was changed while it lay in trash; it is back.", fate.moved_back)
-                self._dirty.add(fate.moved_back)
-        finished = {fate.path for fate in fates if fate.gone or fate.moved_back}
-        rest = tuple(item for path, item in items.items() if path not in finished)
-        body = Body(batch.body.folder_id, batch.body.batch, rest)
-        if rest:
-            catalog.write(
-                lambda db: journal.advance(db, batch.intent, "trashed", body.encode())
-            ).result()
-            return batch._replace(body=body)
-        catalog.write(lambda db: journal.close(db, batch.intent)).result()
-        return None
 
 
 RETRIED = frozenset((IN_WORK, "opened for writing meanwhile", "changed meanwhile"))

@@ -8,8 +8,8 @@ HYDRATE   state   landing    originals may have got their names beside their pla
                   trashed    placeholders lie in trash until `trash_hold` is over
 
 Body: MessagePack array [folder id, batch, items]; an item is [path, ino, size, mtime ns, ctime ns,
-content hash]. In `trashed` the numbers are those of the file in trash, and the hash of one of our
-placeholders is empty.
+content hash, file id]. In `trashed` the numbers are those of the file in trash, and the hash of one
+of our placeholders is empty.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ class Item(msgspec.Struct, frozen=True, array_like=True):
     mtime_ns: int
     ctime_ns: int
     hash: bytes = b""
+    file_id: bytes = b""
 
     @property
     def identity(self) -> Identity:
         return Identity(self.ino, self.size, self.mtime_ns, self.ctime_ns)
 
     @classmethod
-    def of(cls, path: bytes, identity: Identity, content_hash: bytes = b"") -> Item:
-        return cls(path, *identity, content_hash)
+    def of(
+        cls, path: bytes, identity: Identity, content_hash: bytes = b"", file_id: bytes = b""
+    ) -> Item:
+        return cls(path, *identity, content_hash, file_id)
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True):

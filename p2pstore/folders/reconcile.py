@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from p2pstore.content import MAX_SIZE
+from p2pstore.content import MAX_READ
 from p2pstore.placement import OWN, SUFFIX, Identity, Root
 from p2pstore.policy import marks_repository
 from p2pstore.store import Catalog, State, files
@@ -160,7 +160,7 @@ def _sort(seen: Seen, known: dict[bytes, files.Identity], findings: Findings) ->
     else:
         findings.modified.append(row.path)
     if stat_module.S_ISREG(mode):
-        if seen.path.endswith(SUFFIX) and seen.size <= MAX_SIZE:
+        if seen.path.endswith(SUFFIX) and seen.size <= MAX_READ:
             findings.placeholders.append(seen)
         else:
             findings.changed.append(seen)

@@ -11,10 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import stat as stat_module
 from collections.abc import Callable
 from typing import NamedTuple
-
-from blake3 import blake3
 
 from p2pstore.clock import Clock
 from p2pstore.content import MAX_READ, Keyring, looks_like_manifest, open_manifest
@@ -22,26 +21,33 @@ from p2pstore.errors import P2PStoreError
 from p2pstore.folders.intents import COMMIT, INGEST, LANDING, PLACING, TRASHED, Body, Item, Trashed
 from p2pstore.placement import (
     SUFFIX,
+    TEMPORARY,
     Directories,
     Identity,
     Root,
+    content_hash,
     listing,
     put_back,
     read_placeholder,
+    remove_copy,
+    swap_path,
     to_trash,
     trash_path,
     write_placeholder,
 )
 from p2pstore.store import Catalog, FileRow, IntentKind, State, files, journal
+from p2pstore.syscalls import rename_exchange
 
 log = logging.getLogger(__name__)
-
-_PIECE = 1 << 20
 
 
 class _Found(NamedTuple):
     identity: Identity
     raw: bytes | None  # the first bytes, when it is small enough to be a placeholder
+
+
+# An identity that no file has: the next look finds a change, and the path comes to rest anew.
+_UNSEEN = _Found(Identity(0, 0, 0, 0), None)
 
 
 class Recovery:
@@ -75,7 +81,9 @@ class Recovery:
                 waiting.append(Trashed(intent.id, body, intent.created, True))
                 continue
             log.info("Recovering %d files of batch %s.", len(body.items), body.batch)
-            if intent.state in (INGEST, PLACING):
+            if intent.state == INGEST:
+                items = []
+            elif intent.state == PLACING:
                 items = self._take_back(body)
             elif intent.state == COMMIT:
                 items = self._finish(body)
@@ -87,6 +95,7 @@ class Recovery:
             self._settle(intent.id, settled)
             if items:
                 waiting.append(Trashed(intent.id, settled, intent.created, True))
+        self._remove_parts()
         waiting.extend(
             self._unknown({(w.body.batch, i.path) for w in waiting for i in w.body.items})
         )
@@ -102,52 +111,53 @@ class Recovery:
         return items
 
     def _undo_placeholder(self, body: Body, item: Item) -> list[Item]:
-        """`name` is there; a `.f` that this batch linked goes, the one it displaced returns."""
-        items: list[Item] = []
-        row = self._row(item.path)
-        displaced = self._look(trash_path(body.batch, item.path + SUFFIX))
-        there = self._look(item.path + SUFFIX)
-        if self._look(item.path) is None:
-            return items
-        if there is not None and self._is_version_of(there, row):
-            if displaced is None and row is not None and self._is_earlier(there, row):
-                return items  # the `.f` of the earlier version, never displaced
-            items.append(self._discard(body.batch, item.path + SUFFIX))
-            there = None
-        if displaced is not None and there is None:
-            put_back(self._root, trash_path(body.batch, item.path + SUFFIX), item.path + SUFFIX)
-        return items
+        """A `.f` that this batch gave its name goes, the one it displaced returns."""
+        path = item.path + SUFFIX
+        there, aside = self._look(path), self._look(trash_path(body.batch, path))
+        recorded = self._manifest(item.path)
+        if there is not None and there.raw == recorded and self._look(item.path) is not None:
+            if aside is None:
+                return [self._discard(body.batch, path)]
+            self._exchange(body.batch, path)
+        elif there is None and aside is not None and aside.raw != recorded:
+            put_back(self._root, trash_path(body.batch, path), path)
+        aside = self._look(trash_path(body.batch, path))
+        return [] if aside is None else [Item.of(path, aside.identity)]
 
     def _finish(self, body: Body) -> list[Item]:
         """Originals were being renamed away: those that are gone get their `.f` for certain."""
         items: list[Item] = []
         for item in body.items:
             there = trash_path(body.batch, item.path)
-            original = self._look(there)
+            original, row = self._look(there), self._row(item.path)
             if original is None:
                 items.extend(self._undo_placeholder(body, item))
-                self._set(item.path, State.PROTECTED, self._look(item.path))
-                continue
-            if not self._ensure_placeholder(item.path):
+                self._is_back(item)
+            elif row is None or not self._ensure_placeholder(item.path):
                 put_back(self._root, there, item.path)
-                self._set(item.path, State.PROTECTED, self._look(item.path))
-                continue
-            self._set(item.path, State.PLACEHOLDER, self._look(item.path + SUFFIX))
-            items.append(Item.of(item.path, original.identity, item.hash or self._hash(item.path)))
-            displaced = self._look(trash_path(body.batch, item.path + SUFFIX))
-            if displaced is not None:
-                items.append(Item.of(item.path + SUFFIX, displaced.identity))
+                self._is_back(item)
+            else:
+                self._set(item.path, State.PLACEHOLDER, self._look(item.path + SUFFIX))
+                items.append(Item.of(item.path, original.identity, row.hash, bytes(row.file_id)))
+                displaced = self._look(trash_path(body.batch, item.path + SUFFIX))
+                if displaced is not None:
+                    items.append(Item.of(item.path + SUFFIX, displaced.identity))
         return items
+
+    def _is_back(self, item: Item) -> None:
+        """The original is at its place; edited since, it is looked at like any change."""
+        found = self._look(item.path)
+        if found is not None and found.identity[:3] != item.identity[:3]:
+            found = _UNSEEN
+        self._set(item.path, State.PROTECTED, found)
 
     def _ensure_placeholder(self, path: bytes) -> bool:
         """The `.f` stands at its place and verifies; else it is written from the catalog."""
-        row = self._row(path)
-        raw = None if row is None else self._catalog.view(lambda db: files.manifest(db, row.id))
-        there = self._look(path + SUFFIX)
-        if there is not None and there.raw is not None and self._opens(there.raw):
-            return raw is None or there.raw == raw or self._is_version_of(there, row)
+        raw, there = self._manifest(path), self._look(path + SUFFIX)
         if raw is None:
             return False
+        if there is not None and self._opens(there.raw):
+            return there.raw == raw
         try:
             aside = b"damaged" if there is not None else b""
             write_placeholder(self._root, path + SUFFIX, raw, aside=aside)
@@ -164,14 +174,55 @@ class Recovery:
             placeholder = self._look(item.path)
             trashed = self._look(trash_path(body.batch, item.path))
             original = self._look(target)
-            if original is not None and placeholder is not None and target != item.path:
-                if self._content_hash(target) == item.hash:
-                    items.append(self._discard(body.batch, item.path))
-                    self._set(target, State.PROTECTED, original)
-            elif original is not None and trashed is not None:
-                items.append(Item.of(item.path, trashed.identity))
+            is_whole = original is not None and self._content_hash(target) == item.hash
+            if target == item.path:
+                pass  # it changed places with its placeholder: `_half_exchanged` looks after it
+            elif is_whole and placeholder is not None and self._opens(placeholder.raw):
+                items.append(self._discard(body.batch, item.path))
                 self._set(target, State.PROTECTED, original)
+                continue
+            elif original is not None and trashed is not None:
+                self._set(target, State.PROTECTED, original if is_whole else _UNSEEN)
+            if trashed is not None:
+                items.append(Item.of(item.path, trashed.identity))
+        items.extend(self._half_exchanged(body))
         return items
+
+    def _half_exchanged(self, body: Body) -> list[Item]:
+        """What an interrupted exchange left among the temporary files.
+
+        A placeholder goes to trash, as it was about to; a copy whose placeholder still stands is
+        removed by way of the trash as well. Anything else came out of a name of the user's.
+        """
+        items: list[Item] = []
+        for item in body.items:
+            temporary = swap_path(body.batch, item.path)
+            found = self._look(temporary)
+            if found is None:
+                continue
+            if self._opens(found.raw):
+                there = trash_path(body.batch, item.path)
+                name = put_back(self._root, temporary, there)
+                moved = self._look(name)
+                if moved is not None and name == there:
+                    items.append(Item.of(item.path, moved.identity))
+            elif (
+                self._content_hash(temporary) == item.hash
+                and (placeholder := self._look(item.path)) is not None
+                and self._opens(placeholder.raw)
+            ):
+                remove_copy(self._root, temporary)
+            else:
+                put_back(self._root, temporary, item.path)
+        return items
+
+    def _remove_parts(self) -> None:
+        """Copies that were never whole: made under such a name only, and renamed when whole."""
+        with Directories(self._root) as directories:
+            directory = directories.make(TEMPORARY)
+            for name in map(os.fsencode, os.listdir(directory)):
+                if name.startswith(b"part-"):
+                    remove_copy(self._root, TEMPORARY + b"/" + name)
 
     def _unknown(self, known: set[tuple[str, bytes]]) -> list[Trashed]:
         """Files in trash that no journal row speaks of go back to where their path says."""
@@ -183,7 +234,7 @@ class Recovery:
             if found is None:
                 continue
             original = path.removesuffix(SUFFIX)
-            is_ours = found.raw is not None and self._opens(found.raw)
+            is_ours = self._opens(found.raw)
             if is_ours and (self._look(original) or self._look(path)):
                 # What it stands for is there: it may go, after the usual time in trash.
                 leftovers.setdefault(batch, []).append(Item.of(path, Identity.of(stat)))
@@ -230,14 +281,14 @@ class Recovery:
                 directory, name = directories.parent(path)
                 stat = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 raw = None
-                if stat.st_size <= MAX_READ:
+                if stat_module.S_ISREG(stat.st_mode) and stat.st_size <= MAX_READ:
                     raw = read_placeholder(directory, name, MAX_READ + 1)
                 return _Found(Identity.of(stat), raw)
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def _opens(self, raw: bytes) -> bool:
-        if not looks_like_manifest(raw):
+    def _opens(self, raw: bytes | None) -> bool:
+        if raw is None or not looks_like_manifest(raw):
             return False
         try:
             open_manifest(raw, self._ring())
@@ -245,18 +296,19 @@ class Recovery:
             return False
         return True
 
-    def _is_version_of(self, found: _Found, row: FileRow | None) -> bool:
-        if found.raw is None or row is None or not looks_like_manifest(found.raw):
-            return False
-        try:
-            manifest = open_manifest(found.raw, self._ring()).manifest
-        except P2PStoreError:
-            return False
-        return manifest.file_id == row.file_id
+    def _manifest(self, path: bytes) -> bytes | None:
+        """The `.f` of the recorded version of this path."""
+        row = self._row(path)
+        if row is None:
+            return None
+        return self._catalog.view(lambda db: files.manifest(db, row.id))
 
-    def _is_earlier(self, found: _Found, row: FileRow) -> bool:
-        raw = self._catalog.view(lambda db: files.manifest(db, row.id))
-        return found.raw != raw
+    def _exchange(self, batch: str, path: bytes) -> None:
+        """What lies at the path and what lies in the batch's trash change places."""
+        with Directories(self._root) as directories:
+            trash, last = directories.parent(trash_path(batch, path))
+            directory, name = directories.parent(path)
+            rename_exchange(trash, last, directory, name)
 
     def _discard(self, batch: str, path: bytes) -> Item:
         with Directories(self._root) as directories:
@@ -266,17 +318,9 @@ class Recovery:
             raise P2PStoreError(f"{os.fsdecode(path)} vanished while it was recovered.")
         return Item.of(there, found.identity)
 
-    def _hash(self, path: bytes) -> bytes:
-        row = self._row(path)
-        return b"" if row is None else row.hash
-
     def _content_hash(self, path: bytes) -> bytes:
         fd = self._root.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
-            hasher, offset = blake3(), 0
-            while piece := os.pread(fd, _PIECE, offset):
-                hasher.update(piece)
-                offset += len(piece)
-            return hasher.digest()
+            return content_hash(fd)
         finally:
             os.close(fd)

@@ -22,7 +22,6 @@ import msgspec
 from p2pstore.clock import Clock
 from p2pstore.content import (
     MAX_READ,
-    MAX_SIZE,
     ChunkList,
     Keyring,
     Opened,
@@ -175,7 +174,7 @@ class Taking:
         intakes = [
             _intake(entry, _follows(rows.get(path), earlier[path])) for path, entry in good.items()
         ]
-        recorded: dict[bytes, tuple[int, bytes, bool]] = {}
+        recorded: dict[bytes, _Recorded] = {}
 
         def record(
             db: sqlite3.Connection, safe: Sequence[Protected], bundles: Mapping[BundleId, int]
@@ -184,11 +183,15 @@ class Taking:
             references: list[tuple[int, list[int]]] = []
             fresh: list[FileRow] = []
             raws: list[bytes] = []
+            unchanged: list[tuple[int, str, int, int, int, int]] = []
+            reasons: list[tuple[int, str]] = []
             for protected in safe:
                 path = protected.path
                 row, old = rows.get(path), earlier[path]
-                if row is not None and old is not None and _same(old.opened, protected):
-                    recorded[path] = (row.id, old.raw, True)
+                if row is not None and old is not None and self._is_same(old, protected):
+                    recorded[path] = _Recorded(row.id, old.raw, True, protected.file_id)
+                    unchanged.append((row.id, State.PROTECTED, *Identity.of(good[path].stat)))
+                    reasons.append((row.id, wanted[path].reason))
                     continue
                 if row is not None and old is not None and row.hash != protected.hash:
                     files.keep_version(db, row.id, "changed", self._now_ms())
@@ -198,8 +201,12 @@ class Taking:
             for row, number in zip(fresh, files.upsert_many(db, fresh, raws), strict=True):
                 protected = by_path[row.path]
                 references.append((number, [bundles[b] for b in protected.bundles]))
-                recorded[row.path] = (number, protected.manifest, False)
+                recorded[row.path] = _Recorded(number, protected.manifest, False, protected.file_id)
             blocks.set_file_bundles(db, references)
+            # The version is as it was; what lies at the path is this file now.
+            files.set_on_disk(db, unchanged)
+            for number, reason in reasons:
+                files.set_state(db, [number], State.PROTECTED, reason)
             journal.advance(db, intent, PLACING)
 
         results = self._ingest.protect(folder, intakes, intent=intent, commit=record)
@@ -215,9 +222,13 @@ class Taking:
                 reason = wanted[result.path].reason or "cannot be locked on this file system"
                 self._drop(taken, entry, Outcome(result.path, "protected", reason, result.size))
                 continue
-            _, manifest, same = recorded[result.path]
+            said = recorded[result.path]
             there = self._placeholder_of(root, rows.get(result.path))
-            placings.append(Placing(entry, manifest, there, same and there is not None))
+            if there is None:
+                placings.append(Placing(entry, said.manifest))
+            else:
+                keep = said.is_same and there.raw == said.manifest
+                placings.append(Placing(entry, said.manifest, there.identity, keep))
         self._place(root, intent, body, placings, recorded, hashes, taken)
 
     def _place(
@@ -226,7 +237,7 @@ class Taking:
         intent: int,
         body: Body,
         placings: Sequence[Placing],
-        recorded: Mapping[bytes, tuple[int, bytes, bool]],
+        recorded: Mapping[bytes, _Recorded],
         hashes: Mapping[bytes, bytes],
         taken: Taken,
     ) -> None:
@@ -244,21 +255,17 @@ class Taking:
 
         done = replace(root, body.batch, placings, commit)
         trashed = tuple(
-            Item.of(result.path, result.trashed, hashes[result.path])
+            Item.of(result.path, result.trashed, hashes[result.path], recorded[result.path].file_id)
             for result in done
             if result.trashed is not None
-        ) + tuple(
-            Item.of(p.claim.path + SUFFIX, p.old)
-            for p, result in zip(placings, done, strict=True)
-            if p.old is not None and not p.keep_old and result.placeholder is not None
-        )
+        ) + tuple(Item.of(path, identity) for result in done for path, identity in result.aside)
         final = Body(body.folder_id, body.batch, trashed)
         on_disk = [
-            (recorded[r.path][0], State.PLACEHOLDER, *r.placeholder)
+            (recorded[r.path].row, State.PLACEHOLDER, *r.placeholder)
             for r in done
             if r.placeholder is not None
         ]
-        left = [(recorded[r.path][0], r.reason) for r in done if r.reason]
+        left = [(recorded[r.path].row, r.reason) for r in done if r.reason]
 
         def record(db: sqlite3.Connection) -> None:
             files.set_on_disk(db, on_disk)
@@ -306,6 +313,17 @@ class Taking:
             log.warning("The recorded manifest of %s is unreadable: %s", os.fsdecode(row.path), exc)
             return None
 
+    def _is_same(self, old: _Earlier, new: Protected) -> bool:
+        """Same content in the very same blocks, same mode, times and attributes.
+
+        The new version would say what the old one says.
+        """
+        before = old.opened.manifest
+        if before.hash != new.hash or _places(before.chunks) != _places(new.chunks):
+            return False
+        meta = open_manifest(new.manifest, self._ring()).manifest.meta
+        return msgspec.structs.replace(meta, name=before.meta.name) == before.meta
+
     def _row(
         self, folder: int, entry: Claim, protected: Protected, row: FileRow | None, reason: str
     ) -> FileRow:
@@ -332,7 +350,7 @@ class Taking:
             manifest_ref=msgspec.msgpack.encode(protected.place),
         )
 
-    def _placeholder_of(self, root: Root, row: FileRow | None) -> Identity | None:
+    def _placeholder_of(self, root: Root, row: FileRow | None) -> _There | None:
         """The `.f` beside the path, when it is a version of this very file; any other is not ours.
 
         What it says decides, not what was recorded: a placement that failed half way may have
@@ -351,7 +369,7 @@ class Taking:
             return None
         finally:
             os.close(fd)
-        return identity if manifest.file_id == row.file_id else None
+        return _There(identity, raw) if manifest.file_id == row.file_id else None
 
     def _now_ms(self) -> int:
         return int(self._clock.wall() * 1000)
@@ -362,6 +380,22 @@ class _Earlier(NamedTuple):
     opened: Opened
 
 
+class _There(NamedTuple):
+    """The placeholder of an earlier version, as it lies on the disk."""
+
+    identity: Identity
+    raw: bytes
+
+
+class _Recorded(NamedTuple):
+    """What the catalog says of a file of this batch from now on."""
+
+    row: int
+    manifest: bytes
+    is_same: bool  # the version that it had is still the one
+    file_id: FileId
+
+
 def encode_version(vector: Mapping[NodeId, int]) -> bytes:
     """As the catalog keeps it; equal vectors have equal bytes."""
     return msgspec.msgpack.encode(dict(sorted(vector.items())))
@@ -369,11 +403,6 @@ def encode_version(vector: Mapping[NodeId, int]) -> bytes:
 
 def decode_version(raw: bytes) -> dict[NodeId, int]:
     return msgspec.msgpack.decode(raw, type=dict[NodeId, int]) if raw else {}
-
-
-def _same(old: Opened, new: Protected) -> bool:
-    """Same content in the very same blocks: the new version would say what the old one says."""
-    return old.manifest.hash == new.hash and _places(old.manifest.chunks) == _places(new.chunks)
 
 
 def _places(chunks: ChunkList) -> list[tuple[bytes, bytes, bytes]]:
@@ -435,6 +464,6 @@ def _attributes(fd: int) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _is_placeholder(entry: Claim) -> bool:
-    if entry.stat.st_size > MAX_SIZE:
+    if entry.stat.st_size > MAX_READ:
         return False
     return looks_like_manifest(os.pread(entry.fd, 64, 0))

@@ -1,6 +1,15 @@
 """Placement: the only part that creates, renames or removes anything in a user's folder."""
 
-from p2pstore.placement.arrive import Arrival, Landed, Landing, arrive, finish
+from p2pstore.placement.arrive import (
+    Arrival,
+    Landed,
+    Landing,
+    arrive,
+    displace,
+    finish,
+    remove_copy,
+    swap_path,
+)
 from p2pstore.placement.claim import Claim, Identity, Phase, Turned, claim
 from p2pstore.placement.replace import (
     SUFFIX,
@@ -12,12 +21,21 @@ from p2pstore.placement.replace import (
     trash_path,
     write_placeholder,
 )
-from p2pstore.placement.root import OWN, TRASH, Directories, Root, free_name, read_placeholder
-from p2pstore.placement.trash import Doomed, Fate, discard, listing
+from p2pstore.placement.root import (
+    OWN,
+    TEMPORARY,
+    TRASH,
+    Directories,
+    Root,
+    free_name,
+    read_placeholder,
+)
+from p2pstore.placement.trash import Doomed, Fate, content_hash, discard, listing
 
 __all__ = [
     "OWN",
     "SUFFIX",
+    "TEMPORARY",
     "TRASH",
     "Arrival",
     "Claim",
@@ -34,13 +52,17 @@ __all__ = [
     "Turned",
     "arrive",
     "claim",
+    "content_hash",
     "discard",
+    "displace",
     "finish",
     "free_name",
     "listing",
     "put_back",
     "read_placeholder",
+    "remove_copy",
     "replace",
+    "swap_path",
     "to_trash",
     "trash_path",
     "write_placeholder",

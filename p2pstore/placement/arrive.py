@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from p2pstore.content import FileMeta, looks_like_manifest
+from blake3 import blake3
+
+from p2pstore.content import FileMeta
 from p2pstore.errors import NoRoom, Unavailable
 from p2pstore.placement.claim import Identity
-from p2pstore.placement.replace import to_trash, trash_path, unnamed
+from p2pstore.placement.replace import put_back, to_trash, trash_path, unnamed
 from p2pstore.placement.root import (
     TEMPORARY,
     Directories,
@@ -28,6 +31,8 @@ from p2pstore.placement.root import (
     read_placeholder,
 )
 from p2pstore.syscalls import link_fd, rename_exchange, rename_noreplace, reserve
+
+log = logging.getLogger(__name__)
 
 SAFE_MODE = 0o1777  # setuid and setgid never come back by themselves
 
@@ -40,12 +45,25 @@ class Landing:
     placeholder: bytes  # the `.f` (or a placeholder of another name) that it comes from
     meta: FileMeta  # with xattrs and holes filled in
     batch: str  # the trash batch that takes the placeholder
+    raw: bytes  # the placeholder as it was read: another one that took its name is not ours to take
 
 
 class Landed(NamedTuple):
     path: bytes  # the name that it got
     identity: Identity
-    trashed: bytes  # the placeholder's path in the batch's trash
+    trashed: bytes  # the placeholder's path in the batch's trash; empty when it is not there
+
+
+def swap_path(batch: str, path: bytes) -> bytes:
+    """Where an original and the placeholder that bears its name change places."""
+    return b"%s/swap-%s-%s" % (TEMPORARY, batch.encode(), blake3(path).hexdigest()[:16].encode())
+
+
+def remove_copy(root: Root, temporary: bytes) -> None:
+    """Unlink one of our own temporary files, whose content is elsewhere."""
+    with Directories(root) as directories:
+        own, name = directories.parent(temporary)
+        os.unlink(name, dir_fd=own)
 
 
 class Arrival:
@@ -53,13 +71,13 @@ class Arrival:
 
     def __init__(self, root: Root, landing: Landing) -> None:
         self._root = root
-        self._landing = landing
+        self.landing = landing
         self._temporary: bytes | None = None
         self._fd = -1
 
     def begin(self) -> None:
         """Reserve the room; NoRoom before the first byte is written."""
-        landing = self._landing
+        landing = self.landing
         with Directories(self._root) as directories:
             directory, _ = directories.made_parent(landing.path)
             try:
@@ -80,9 +98,9 @@ class Arrival:
             raise
 
     def _reserve(self) -> None:
-        size = self._landing.meta.size
+        size = self.landing.meta.size
         os.ftruncate(self._fd, size)
-        if size and not self._landing.meta.holes:
+        if size and not self.landing.meta.holes:
             try:
                 reserve(self._fd, 0, size)
             except OSError as exc:
@@ -93,7 +111,7 @@ class Arrival:
     def _named(self, directories: Directories) -> int:
         """Without O_TMPFILE: a file in our own directory, moved into place when it is whole."""
         directory = directories.make(TEMPORARY)
-        name = b"%s-%s" % (self._landing.batch.encode(), os.urandom(8).hex().encode())
+        name = b"part-%s-%s" % (self.landing.batch.encode(), os.urandom(8).hex().encode())
         fd = os.open(
             name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory
         )
@@ -110,20 +128,21 @@ class Arrival:
 
     def settle(self, *, sync: bool = True) -> None:
         """Content is whole: metadata, times last, fsync."""
-        meta, fd = self._landing.meta, self._fd
+        meta, fd = self.landing.meta, self._fd
         if os.geteuid() == 0:
             os.fchown(fd, meta.uid, meta.gid)
-        os.fchmod(fd, meta.mode & SAFE_MODE)
+        # Attributes before the mode: a file that its owner may not write takes none from him.
         for name, value in meta.xattrs:
             with contextlib.suppress(OSError):  # another file system may not know the attribute
                 os.setxattr(fd, name, value)
+        os.fchmod(fd, meta.mode & SAFE_MODE)
         os.utime(fd, ns=(meta.mtime_ns, meta.mtime_ns))
         if sync:
             os.fsync(fd)
 
     def name(self, directories: Directories) -> tuple[bytes, Identity]:
         """Give it its name; a taken one is never touched, a free one beside it is used."""
-        landing = self._landing
+        landing = self.landing
         directory, name = directories.made_parent(landing.path)
         if landing.path == landing.placeholder:
             return self._exchange(directories, directory, name)
@@ -157,27 +176,23 @@ class Arrival:
 
         What comes out is looked at: were it not the placeholder, it would go straight back.
         """
+        landing = self.landing
         own = directories.make(TEMPORARY)
-        temporary = b"%s-%s" % (self._landing.batch.encode(), os.urandom(8).hex().encode())
-        before = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        temporary = swap_path(landing.batch, landing.path).rpartition(b"/")[2]
         self._link(directories, own, temporary)
-        rename_exchange(own, temporary, directory, name)
-        came_out = os.stat(temporary, dir_fd=own, follow_symlinks=False)
-        if Identity.of(came_out)[:3] != Identity.of(before)[:3] or not self._is_ours(
-            own, temporary
-        ):
+        try:
             rename_exchange(own, temporary, directory, name)
-            os.unlink(temporary, dir_fd=own)
+        except OSError:
+            os.unlink(temporary, dir_fd=own)  # it has no other name; the placeholder stands
+            raise
+        if not holds(own, temporary, landing.raw):
+            rename_exchange(own, temporary, directory, name)
+            if os.stat(temporary, dir_fd=own).st_ino == os.fstat(self._fd).st_ino:
+                os.unlink(temporary, dir_fd=own)
             raise Unavailable(f"{os.fsdecode(name)} was changed while it was brought back.")
-        trash, last = directories.made_parent(
-            trash_path(self._landing.batch, self._landing.placeholder)
-        )
+        trash, last = directories.made_parent(trash_path(landing.batch, landing.placeholder))
         rename_noreplace(directories.get(TEMPORARY), temporary, trash, last)
-        return self._landing.path, Identity.of(os.fstat(self._fd))
-
-    @staticmethod
-    def _is_ours(directory: int, name: bytes) -> bool:
-        return looks_like_manifest(read_placeholder(directory, name, 512))
+        return landing.path, Identity.of(os.fstat(self._fd))
 
     def abort(self) -> None:
         """Forget it; nothing of it has a name in the user's tree."""
@@ -194,28 +209,70 @@ class Arrival:
         self.abort()
 
 
-def finish(root: Root, arrivals: Sequence[Arrival], *, synced: bool) -> list[Landed]:
-    """Name each, sync once, then take the placeholders away, sync again."""
-    landed: list[Landed] = []
+def finish(
+    root: Root, arrivals: Sequence[Arrival], *, synced: bool
+) -> list[Landed | OSError | Unavailable]:
+    """Name each, sync once, then take the placeholders away, sync again.
+
+    One that cannot have a name does not stop the others; a sync that fails does.
+    """
+    results: list[Landed | OSError | Unavailable] = []
     with Directories(root) as directories:
         if not synced:
             root.sync()
-        named = [(arrival, *arrival.name(directories)) for arrival in arrivals]
+        for arrival in arrivals:
+            try:
+                path, identity = arrival.name(directories)
+                results.append(Landed(path, identity, arrival.landing.placeholder))
+            except (OSError, Unavailable) as exc:
+                results.append(exc)
         root.sync()
-        for arrival, path, identity in named:
-            landing = arrival._landing
-            trashed = landing.placeholder
-            if landing.path != landing.placeholder:
-                with contextlib.suppress(FileNotFoundError):  # its owner was quicker
-                    trashed = to_trash(root, directories, landing.batch, landing.placeholder)
-            landed.append(Landed(path, identity, trashed))
+        for position, arrival in enumerate(arrivals):
+            result, landing = results[position], arrival.landing
+            if isinstance(result, Landed) and landing.path != landing.placeholder:
+                results[position] = result._replace(trashed=_displace(root, directories, landing))
+        root.sync()
+    return results
+
+
+def displace(root: Root, landings: Sequence[Landing]) -> list[Landed]:
+    """The originals are there already: only their placeholders go."""
+    landed: list[Landed] = []
+    with Directories(root) as directories:
+        for landing in landings:
+            directory, name = directories.parent(landing.path)
+            identity = Identity.of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+            landed.append(Landed(landing.path, identity, _displace(root, directories, landing)))
         root.sync()
     return landed
 
 
-def arrive(root: Root, files: Sequence[tuple[Landing, bytes]]) -> list[Landed | OSError | NoRoom]:
+def _displace(root: Root, directories: Directories, landing: Landing) -> bytes:
+    """The placeholder into trash, and its path there; empty when it could not or must not go."""
+    try:
+        trashed = to_trash(root, directories, landing.batch, landing.placeholder)
+        there = trash_path(landing.batch, trashed)
+        trash, last = directories.parent(there)
+        if holds(trash, last, landing.raw):
+            return trashed
+        # Somebody saved over it meanwhile: that is his file.
+        put_back(root, there, landing.placeholder)
+    except OSError as exc:
+        if not isinstance(exc, FileNotFoundError):  # its owner was quicker
+            log.warning("%s stays: %s", os.fsdecode(landing.placeholder), exc)
+    return b""
+
+
+def holds(directory: int, name: bytes, raw: bytes) -> bool:
+    """Whether a name has exactly these bytes."""
+    return read_placeholder(directory, name, len(raw) + 1) == raw
+
+
+def arrive(
+    root: Root, files: Sequence[tuple[Landing, bytes]]
+) -> list[Landed | OSError | Unavailable | NoRoom]:
     """Small files whose whole content is at hand and verified: three syncs for all of them."""
-    results: list[Landed | OSError | NoRoom | None] = [None] * len(files)
+    results: list[Landed | OSError | Unavailable | NoRoom | None] = [None] * len(files)
     arrivals: list[tuple[int, Arrival]] = []
     try:
         for position, (landing, content) in enumerate(files):

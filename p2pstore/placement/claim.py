@@ -10,6 +10,7 @@ trash.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat as stat_module
 import threading
@@ -20,6 +21,8 @@ from typing import NamedTuple
 from p2pstore.errors import Busy
 from p2pstore.leases import LeaseKeeper, Refused
 from p2pstore.placement.root import Root
+
+log = logging.getLogger(__name__)
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
 
@@ -94,7 +97,14 @@ class Claim:
             self.phase = Phase.RENAMED
             if self.is_good():
                 return True
-            undo()
+            try:
+                undo()
+            except OSError:
+                # It stays in trash beside its `.f`; what the writer does to it there is noticed
+                # before anything goes, and brings it back.
+                log.exception("%s cannot be moved back now.", os.fsdecode(self.path))
+                self._let_go(Phase.BROKEN)
+                return True
             self._let_go(Phase.BROKEN)
             return False
 

@@ -3,8 +3,9 @@
 Batched: each sync and each commit below is one for all files of the batch.
 
     8.  lease still ours, stat unchanged
-    9.  every `.f` as an unnamed file: bytes, times, mode; syncfs; (an old `.f` to trash;) a name
-        for each, never over an existing one; syncfs; read back
+    9.  every `.f` as an unnamed file: bytes, times, mode; syncfs; a name for each, never over an
+        existing one; (the `.f` of an earlier version changes places with the new one, which was
+        linked in trash;) syncfs; read back
     10. journal COMMIT (the caller's), then each original by rename into trash, checked afterwards
     11. syncfs; the caller journals TRASHED with the identities that this returns
 
@@ -14,6 +15,7 @@ takes to trash; a crash in 10 leaves each file as original or in trash beside it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -30,7 +32,7 @@ from p2pstore.placement.root import (
     free_name,
     read_placeholder,
 )
-from p2pstore.syscalls import link_fd, rename_noreplace
+from p2pstore.syscalls import link_fd, rename_exchange, rename_noreplace
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Replaced(NamedTuple):
     reason: str
     placeholder: Identity | None = None
     trashed: Identity | None = None
+    aside: tuple[tuple[bytes, Identity], ...] = ()  # placeholders of ours in trash: path there
 
 
 def trash_path(batch: str, path: bytes) -> bytes:
@@ -73,37 +76,63 @@ def replace(
     """
     results: dict[bytes, Replaced] = {}
     with Directories(root) as directories:
-        written: list[tuple[Placing, int]] = []
+        linked = _give_names(root, directories, batch, placings, results)
         try:
-            for placing in placings:
-                path = placing.claim.path
-                if not placing.claim.is_good():
-                    results[path] = Replaced(path, "changed meanwhile")
-                elif placing.keep_old:
-                    written.append((placing, -1))
-                else:
-                    _write(root, directories, placing, written, results)
             root.sync()
-            linked = [
-                (placing, identity)
-                for placing, fd in written
-                if (identity := _give_name(root, directories, batch, placing, fd, results))
+            verified = [
+                entry
+                for entry in linked
+                if _reads_back(root, directories, batch, entry.placing, results)
             ]
-        finally:
-            for _, fd in written:
-                if fd >= 0:
-                    os.close(fd)
-        root.sync()
-        verified = [
-            (placing, identity)
-            for placing, identity in linked
-            if _reads_back(directories, placing, batch, results)
-        ]
-        commit([placing.claim.path for placing, _ in verified])
-        for placing, identity in verified:
-            results[placing.claim.path] = _take_away(root, directories, batch, placing, identity)
+            commit([entry.placing.claim.path for entry in verified])
+        except BaseException:
+            # No original was touched: nothing of the batch stays beside them either.
+            for entry in linked:
+                with contextlib.suppress(OSError):
+                    _withdraw(root, directories, batch, entry.placing)
+            raise
+        for entry in verified:
+            path = entry.placing.claim.path
+            results[path] = _take_away(root, directories, batch, entry)
         root.sync()
         return [_with_identity(results[p.claim.path], p.claim) for p in placings]
+
+
+class _Linked(NamedTuple):
+    placing: Placing
+    placeholder: Identity
+    aside: tuple[tuple[bytes, Identity], ...]
+
+
+def _give_names(
+    root: Root,
+    directories: Directories,
+    batch: str,
+    placings: Sequence[Placing],
+    results: dict[bytes, Replaced],
+) -> list[_Linked]:
+    """Contents first, synced, then the names: the other order leaves empty `.f` at a power cut."""
+    written: list[tuple[Placing, int]] = []
+    linked: list[_Linked] = []
+    try:
+        for placing in placings:
+            path = placing.claim.path
+            if not placing.claim.is_good():
+                results[path] = Replaced(path, "changed meanwhile")
+            elif placing.keep_old:
+                written.append((placing, -1))
+            else:
+                _write(root, directories, placing, written, results)
+        root.sync()
+        for placing, fd in written:
+            entry = _give_name(root, directories, batch, placing, fd, results)
+            if entry is not None:
+                linked.append(entry)
+    finally:
+        for _, fd in written:
+            if fd >= 0:
+                os.close(fd)
+    return linked
 
 
 def _write(
@@ -141,48 +170,114 @@ def _give_name(
     placing: Placing,
     fd: int,
     results: dict[bytes, Replaced],
-) -> Identity | None:
+) -> _Linked | None:
     path = placing.claim.path
+    aside: tuple[tuple[bytes, Identity], ...] = ()
     try:
-        directory, name = directories.parent(path)
         if placing.old is not None and not placing.keep_old:
-            there = os.stat(name + SUFFIX, dir_fd=directory, follow_symlinks=False)
-            if Identity.of(there)[:3] != placing.old[:3]:
-                results[path] = Replaced(path, "its .f changed meanwhile")
+            displaced = _displace(directories, batch, placing, fd)
+            if displaced is None:
+                found = _in_trash(directories, batch, path + SUFFIX)
+                results[path] = Replaced(path, "its .f changed meanwhile", aside=found)
                 return None
-            to_trash(root, directories, batch, path + SUFFIX)
+            aside = ((path + SUFFIX, displaced),)
+        elif not placing.keep_old:
             directory, name = directories.parent(path)
-        if not placing.keep_old:
             link_fd(fd, directory, name + SUFFIX)
-        return Identity.of(os.stat(name + SUFFIX, dir_fd=directory, follow_symlinks=False))
+        directory, name = directories.parent(path)
+        there = os.stat(name + SUFFIX, dir_fd=directory, follow_symlinks=False)
+        return _Linked(placing, Identity.of(there), aside)
     except OSError as exc:
+        reason = "name.f is taken" if exc.errno == errno.EEXIST else _why(exc)
         results[path] = Replaced(
-            path, "name.f is taken" if exc.errno == errno.EEXIST else _why(exc)
+            path, reason, aside=aside or _in_trash(directories, batch, path + SUFFIX)
         )
         return None
 
 
+def _displace(directories: Directories, batch: str, placing: Placing, fd: int) -> Identity | None:
+    """The new `.f` and the one of the earlier version change places; the old one is in trash then.
+
+    There is no moment without a `.f`. What comes out is looked at: were it not the expected one,
+    it would go straight back, and None is the answer.
+    """
+    path = placing.claim.path + SUFFIX
+    trash, last = directories.made_parent(trash_path(batch, path))
+    link_fd(fd, trash, last)
+    directory, name = directories.parent(path)
+    try:
+        rename_exchange(trash, last, directory, name)
+    except FileNotFoundError:
+        return None  # its owner has just removed it
+    came_out = Identity.of(os.stat(last, dir_fd=trash, follow_symlinks=False))
+    if placing.old is None or came_out[:3] != placing.old[:3]:
+        rename_exchange(trash, last, directory, name)
+        return None
+    return came_out
+
+
+def _in_trash(
+    directories: Directories, batch: str, path: bytes
+) -> tuple[tuple[bytes, Identity], ...]:
+    """What the batch's trash has at `path`, as `Replaced.aside` wants it."""
+    try:
+        trash, last = directories.parent(trash_path(batch, path))
+        return ((path, Identity.of(os.stat(last, dir_fd=trash, follow_symlinks=False))),)
+    except OSError:
+        return ()
+
+
+def _withdraw(
+    root: Root, directories: Directories, batch: str, placing: Placing
+) -> tuple[tuple[bytes, Identity], ...]:
+    """Undo `_give_name`: the new `.f` into trash, that of the earlier version back."""
+    path = placing.claim.path + SUFFIX
+    if placing.keep_old:
+        return ()
+    if placing.old is None:
+        there = to_trash(root, directories, batch, path)
+        return _in_trash(directories, batch, there)
+    trash, last = directories.parent(trash_path(batch, path))
+    directory, name = directories.parent(path)
+    rename_exchange(trash, last, directory, name)
+    return _in_trash(directories, batch, path)
+
+
 def _reads_back(
-    directories: Directories, placing: Placing, batch: str, results: dict[bytes, Replaced]
+    root: Root,
+    directories: Directories,
+    batch: str,
+    placing: Placing,
+    results: dict[bytes, Replaced],
 ) -> bool:
     path = placing.claim.path
     directory, name = directories.parent(path)
     try:
         raw = read_placeholder(directory, name + SUFFIX, len(placing.manifest) + 1)
+        reason = "" if raw == placing.manifest else "its .f did not read back as written"
     except OSError as exc:
-        results[path] = Replaced(path, _why(exc))
-        return False
-    if raw != placing.manifest:
-        results[path] = Replaced(path, "its .f did not read back as written")
-        return False
-    return True
+        reason = _why(exc)
+    if reason:
+        results[path] = _withdrawn(root, directories, batch, placing, reason)
+    return not reason
 
 
-def _take_away(
-    root: Root, directories: Directories, batch: str, placing: Placing, identity: Identity
+def _withdrawn(
+    root: Root, directories: Directories, batch: str, placing: Placing, reason: str
 ) -> Replaced:
+    path = placing.claim.path
+    try:
+        aside = _withdraw(root, directories, batch, placing)
+    except OSError as exc:
+        # Original and `.f` stay both: nothing is lost, the next try takes it from there.
+        log.warning("The new .f of %s stays beside it: %s", os.fsdecode(path), exc)
+        aside = _in_trash(directories, batch, path + SUFFIX)
+    return Replaced(path, reason, aside=aside)
+
+
+def _take_away(root: Root, directories: Directories, batch: str, entry: _Linked) -> Replaced:
     """Original into trash under its lease; or, when somebody came, the new `.f` into trash."""
-    claim = placing.claim
+    claim = entry.placing.claim
     path = claim.path
     there = trash_path(batch, path)
 
@@ -193,7 +288,7 @@ def _take_away(
         rename_noreplace(directory, name, trash, last)
         moved = os.stat(last, dir_fd=trash, follow_symlinks=False)
         if (moved.st_ino, moved.st_dev) != (claim.stat.st_ino, claim.stat.st_dev):
-            rename_noreplace(trash, last, directory, name)
+            put_back(root, there, path)
             raise OSError(errno.ESTALE, "another file has taken its name")
 
     def undo() -> None:
@@ -201,13 +296,11 @@ def _take_away(
 
     try:
         if claim.move(rename, undo):
-            return Replaced(path, "", identity)
+            return Replaced(path, "", entry.placeholder, aside=entry.aside)
         reason = "opened for writing meanwhile"
     except OSError as exc:
         reason = _why(exc)
-    if not placing.keep_old:
-        to_trash(root, directories, batch, path + SUFFIX)
-    return Replaced(path, reason)
+    return _withdrawn(root, directories, batch, entry.placing, reason)
 
 
 def _with_identity(result: Replaced, claim: Claim) -> Replaced:
@@ -218,18 +311,29 @@ def _with_identity(result: Replaced, claim: Claim) -> Replaced:
 
 
 def put_back(root: Root, there: bytes, path: bytes) -> bytes:
-    """Move a file from trash to `path`, or beside it when that name is taken. Returns the name."""
+    """Move a file out of trash to `path`, or beside it when that name is taken. Returns the name.
+
+    Where its directory became something else (a file, a link) it comes to the folder's root.
+    """
     with Directories(root) as directories:
         trash, last = directories.parent(there)
         try:
             directory, name = directories.made_parent(path)
-            rename_noreplace(trash, last, directory, name)
-            return path
-        except FileExistsError:
-            name = free_name(directory, name, b"conflict")
-            rename_noreplace(trash, last, directory, name)
-            log.warning("%s was changed while it was replaced; both are kept.", os.fsdecode(path))
-            return beside(path, name)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.EEXIST):
+                raise
+            directory, name, path = root.fd, path.rpartition(b"/")[2], b""
+        wanted = name
+        while True:
+            try:
+                rename_noreplace(trash, last, directory, wanted)
+                break
+            except FileExistsError:
+                wanted = free_name(directory, name, b"conflict")
+        if wanted == name:
+            return path or name
+        log.warning("%s is taken; both files are kept.", os.fsdecode(path or name))
+        return beside(path, wanted)
 
 
 def to_trash(root: Root, directories: Directories, batch: str, path: bytes) -> bytes:
@@ -252,14 +356,17 @@ def write_placeholder(root: Root, path: bytes, raw: bytes, *, aside: bytes = b""
     """
     with Directories(root) as directories:
         directory, name = directories.made_parent(path)
-        if aside:
-            kept = free_name(directory, name + b"." + aside, b"again", first=True)
-            rename_noreplace(directory, name, directory, kept)
         fd = unnamed(directory, 0o600)
         try:
             write_all(fd, raw)
             os.fsync(fd)
-            link_fd(fd, directory, name)
+            if aside:
+                # There is no moment in which nothing bears the name.
+                kept = free_name(directory, name + b"." + aside, b"again", first=True)
+                link_fd(fd, directory, kept)
+                rename_exchange(directory, kept, directory, name)
+            else:
+                link_fd(fd, directory, name)
         finally:
             os.close(fd)
         os.fsync(directory)

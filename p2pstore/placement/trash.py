@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from p2pstore.content import looks_like_manifest
 from p2pstore.errors import Busy
 from p2pstore.leases import LeaseKeeper, Refused
 from p2pstore.placement.claim import Identity
@@ -70,10 +71,14 @@ def _discard(
             if exc.reason == "writer":
                 return Fate(item.path, False, b"", True)
         found = Identity.of(os.fstat(fd))
-        # A placeholder of ours has no hash here: renames change only its ctime.
-        unchanged = found == item.identity if item.hash else found[:3] == item.identity[:3]
-        if item.hash and (item.rehash or not unchanged):
-            unchanged = _hash(fd) == item.hash
+        if not item.hash:
+            # A placeholder of ours: renames change only its ctime. Whatever else came here under
+            # its name is somebody's file.
+            unchanged = found[:3] == item.identity[:3] and looks_like_manifest(os.pread(fd, 64, 0))
+        elif item.rehash or found != item.identity:
+            unchanged = content_hash(fd) == item.hash
+        else:
+            unchanged = True
         if unchanged and (not item.hash or keeper.held(fd)):
             os.unlink(name, dir_fd=directory)
             return Fate(item.path, True, b"", False)
@@ -143,7 +148,8 @@ def _remove_empty(root: Root, directory: bytes) -> None:
         os.rmdir(name, dir_fd=directories.get(parent))
 
 
-def _hash(fd: int) -> bytes:
+def content_hash(fd: int) -> bytes:
+    """BLAKE3 of all that the descriptor reads."""
     hasher = blake3()
     offset = 0
     while piece := os.pread(fd, _PIECE, offset):
