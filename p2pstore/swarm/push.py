@@ -192,19 +192,17 @@ class Pusher:
 
     # -- asking for proofs and promises ------------------------------------------------------
 
-    async def challenge(self, bundle_id: BundleId, holder: NodeId, seq: int) -> bool | Stale:
+    async def challenge(self, bundle_id: BundleId, holder: NodeId, seq: int) -> bool:
         """Whether the holder proves all live blocks; computed here over our own copy as well.
 
-        False: it lies. Stale: it has another live map. Unknown, Busy, Unavailable as they come.
+        False: it lies. StaleMap: it, or our own copy, has another live map; raised, so that nobody
+        takes it for a proof. IntegrityError: it says itself that its copy is damaged. Unknown,
+        Busy, Unavailable as they come.
         """
         link = await self._peers.connect(holder)
         place = await in_thread(self._pool, self._shelf.place, bundle_id)
         nonce = self._random(32)
-        question = Challenge(bundle_id, seq, nonce)
-        try:
-            answer = await self._ask(link, question, Proof, PROOF_S)
-        except StaleMap as exc:
-            return Stale(exc.seq)
+        answer = await self._ask(link, Challenge(bundle_id, seq, nonce), Proof, PROOF_S)
         wanted = await in_thread(self._pool, self._expect, place, seq, nonce, link.node_id)
         return hmac.compare_digest(answer.proof, wanted)
 
@@ -238,7 +236,8 @@ class Pusher:
         link = await self._peers.connect(holder)
         if seq is None:
             seq = (await in_thread(self._pool, self._open, bundle_id)).live.seq
-        return (await self._ask(link, Lock(bundle_id, seq, seconds), Locked)).seconds
+        locked = await self._ask(link, Lock(bundle_id, seq, seconds), Locked)
+        return min(locked.seconds, seconds)
 
     async def unlock(self, bundle_id: BundleId, holder: NodeId) -> None:
         await self._ask(await self._peers.connect(holder), Unlock(bundle_id), Ok)

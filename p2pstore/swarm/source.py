@@ -9,7 +9,8 @@
 The next step is taken only for what is still missing. Within a step all peers are asked at once;
 who is faster gets more of the work. Every block is compared with its id when it comes. A peer that
 sends something else is a liar, one that fails or stalls is of no use: neither is asked again within
-the call. A block that several callers want at once is fetched once.
+the call, and for the next minutes it is asked last, so that one stalling peer does not slow down
+every window of a large file. A block that several callers want at once is fetched once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from p2pstore.clock import Clock
 from p2pstore.content import MAX_BLOCK
 from p2pstore.errors import (
     BlocksMissing,
+    Busy,
     IntegrityError,
     NotAllowed,
     P2PStoreError,
@@ -49,6 +51,8 @@ MAX_DIALLED: Final = 8  # providers that are dialled at once
 DIAL_S: Final = 10.0
 DHT_S: Final = 20.0
 HAVE_S: Final = 5.0
+SHUNNED_S: Final = 300.0  # asked last for so long
+MAX_SHUNNED: Final = 1000
 CACHED_UP_TO: Final = 4 << 20  # a call that fetched more reads whole files: not to be cached
 
 Holders = Callable[[Sequence[BundleId]], Mapping[BundleId, Sequence[NodeId]]]
@@ -95,9 +99,10 @@ async def nobody(_: Sequence[Tag]) -> Mapping[Tag, Sequence[PeerRecord]]:
 class _Call:
     """What one fetch still misses, and whom it need not ask any more."""
 
-    def __init__(self, wanted: Mapping[BlockId, Wanted]) -> None:
+    def __init__(self, wanted: Mapping[BlockId, Wanted], shunned: Iterable[NodeId]) -> None:
         self.found: dict[BlockId, bytes] = {}
-        self.refused: set[NodeId] = set()  # liars, and those that failed
+        self.shunned = set(shunned)  # failed in an earlier call: asked when nobody else is left
+        self.refused: set[NodeId] = set(self.shunned)  # liars, and those that failed
         self._tags: dict[BundleId, Tag] = {}
         self._missing: dict[BundleId, dict[BlockId, set[NodeId]]] = {}
         self._busy: set[BlockId] = set()
@@ -144,7 +149,9 @@ class _Call:
         self._busy.difference_update(part)
 
     def ask_anew(self) -> None:
-        """Whoever did not have it may be asked once more, in another way."""
+        """Whoever did not have it may be asked once more, in another way; the shunned too."""
+        self.refused -= self.shunned
+        self.shunned.clear()
         for left in self._missing.values():
             for asked in left.values():
                 asked.clear()
@@ -179,7 +186,9 @@ class Source:
         self._lanes = lanes or Lanes()
         self._asker = Asker(identity, chain, clock, random)
         self._answer_s = answer_s
+        self._clock = clock
         self._coming: dict[BlockId, asyncio.Future[bytes | None]] = {}
+        self._shunned: dict[NodeId, float] = {}
 
     async def blocks(self, wanted: Sequence[Wanted]) -> dict[BlockId, bytes]:
         """All of them, each equal to its id; BlocksNotFound says which could be found nowhere."""
@@ -262,7 +271,7 @@ class Source:
         self, wanted: Mapping[BlockId, Wanted], known: Mapping[BundleId, Sequence[NodeId]]
     ) -> tuple[dict[BlockId, bytes], list[str]]:
         """What was found, and the names of holders that could not be reached."""
-        call = _Call(wanted)
+        call = _Call(wanted, self._shun_list())
         await self._ask(call, self._connected(known))
         if call.missing:
             await self._ask(call, await self._who_has(call))
@@ -270,6 +279,9 @@ class Source:
             await self._ask(call, await self._dial(call, known))
         if call.missing:
             await self._ask(call, await self._dial_providers(call))
+        if call.missing:
+            call.ask_anew()
+            await self._ask(call, self._connected(known))
         if call.missing:
             call.ask_anew()
             bundles = list(call.bundles)
@@ -400,6 +412,8 @@ class Source:
                     level = logging.WARNING
                 log.log(level, "Not asking %s any more: %s", link, exc)
                 call.refused.add(link.node_id)
+                if not isinstance(exc, (NotAllowed, Busy)):
+                    self._shun(link.node_id)
             finally:
                 call.done(block_ids)
 
@@ -423,6 +437,17 @@ class Source:
         ) as batches:
             async for batch in batches:
                 call.got(bundle, batch)
+
+    def _shun(self, node: NodeId) -> None:
+        self._shunned.pop(node, None)
+        self._shunned[node] = self._clock.monotonic() + SHUNNED_S
+        while len(self._shunned) > MAX_SHUNNED:
+            del self._shunned[next(iter(self._shunned))]
+
+    def _shun_list(self) -> list[NodeId]:
+        now = self._clock.monotonic()
+        self._shunned = {node: until for node, until in self._shunned.items() if until > now}
+        return list(self._shunned)
 
     def _offline(self, call: _Call, known: Mapping[BundleId, Sequence[NodeId]]) -> list[str]:
         away: dict[str, None] = {}

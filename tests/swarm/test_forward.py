@@ -57,6 +57,7 @@ async def test_a_fourth_hop_is_not_made(world: World) -> None:
         await nodes[0].source.blocks(sealed.wanted())
     assert "Get" in nodes[4].served
     assert "Get" not in nodes[5].served
+    assert nodes[4].connections.get(nodes[5].node_id) is not None  # nothing wrong was sent
 
 
 async def test_a_ring_of_nodes_ends(world: World) -> None:

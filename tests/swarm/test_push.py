@@ -8,8 +8,15 @@ import msgspec
 import pytest
 
 from p2pstore.content import Kind, live_map_hash, sign_live_map, signed_list
-from p2pstore.errors import Busy, IntegrityError, NoRoom, NotAllowed, P2PStoreError
-from p2pstore.ids import BundleId, group_id_of
+from p2pstore.errors import (
+    Busy,
+    IntegrityError,
+    NoRoom,
+    NotAllowed,
+    P2PStoreError,
+    RemoteProtocolError,
+)
+from p2pstore.ids import BundleId, GroupId, group_id_of
 from p2pstore.net import Request
 from p2pstore.store import BundleDamaged, StaleMap
 from p2pstore.wire import (
@@ -23,13 +30,12 @@ from p2pstore.wire import (
     PutReady,
     Receipt,
     ReceiptBody,
-    Stale,
     Unknown,
     sign_receipt,
     verify_receipt,
 )
 
-from .world import Node, Sealed, World
+from .world import OTHER_GROUP_KEY, Node, Sealed, World
 
 DAY_MS = 86_400_000
 
@@ -108,7 +114,9 @@ async def test_another_live_map_is_stale_and_no_proof(world: World) -> None:
     smaller = sign_live_map(a.bundles.live_map(sealed.bundle_id).without({0}), a.key)
     a.bundles.set_live_map(sealed.bundle_id, smaller)
 
-    assert await a.pusher.challenge(sealed.bundle_id, b.node_id, 1) == Stale(0)
+    with pytest.raises(StaleMap) as caught:
+        await a.pusher.challenge(sealed.bundle_id, b.node_id, 1)
+    assert caught.value.seq == 0
     with pytest.raises(StaleMap):
         await a.pusher.lock(sealed.bundle_id, b.node_id)
 
@@ -430,3 +438,86 @@ async def test_a_holder_that_lists_for_ever_is_stopped(world: World) -> None:
     with pytest.raises(P2PStoreError):
         async for _ in a.pusher.holdings(b.node_id):
             pass
+
+
+async def test_two_nodes_do_not_send_one_bundle_at_once(world: World) -> None:
+    a, b, sealed = await pushed(world)
+    c = world.node("tower")
+    await a.meet(c)
+    link, other = a.connections.get(c.node_id), await b.meet(c)
+    assert link is not None
+    size = sum(len(block.block) for block in sealed.blocks)
+    put = Put(sealed.bundle_id, sealed.tag, b"", (), size, 1000)
+    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+        await exchange.receive()
+        with pytest.raises(Busy):
+            await other.request(put, signed_list(sealed.index))
+    while c.server._taker._puts:
+        await asyncio.sleep(0)
+    await b.pusher.push(sealed.bundle_id, sealed.tag, c.node_id)  # from what b holds for a
+    assert c.held.has(sealed.bundle_id)
+
+
+async def test_a_newer_put_of_the_same_node_ends_the_older(world: World) -> None:
+    a, b = await world.pair()
+    sealed = a.seal()
+    link = a.connections.get(b.node_id)
+    assert link is not None
+    size = sum(len(block.block) for block in sealed.blocks)
+    put = Put(sealed.bundle_id, sealed.tag, b"", (), size, 1000)
+    async with link.exchange(put, signed_list(sealed.index)) as older:
+        await older.receive()
+        await a.pusher.push(sealed.bundle_id, sealed.tag, b.node_id)
+        with pytest.raises(P2PStoreError):
+            await older.receive()
+    assert b.held.has(sealed.bundle_id)
+
+
+async def test_more_blocks_than_the_list_names_are_refused(world: World) -> None:
+    a, b = await world.pair()
+    sealed = a.seal(number=2)
+    link = a.connections.get(b.node_id)
+    assert link is not None
+    size = sum(len(block.block) for block in sealed.blocks)
+    put = Put(sealed.bundle_id, sealed.tag, b"", (), size, 1000)
+    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+        await exchange.receive()
+        for _ in range(3):
+            await exchange.send(PutBlock(0), sealed.blocks[0].block)
+        with pytest.raises(RemoteProtocolError):
+            await exchange.receive()
+
+
+async def test_room_is_given_to_one_upload_after_the_other(world: World) -> None:
+    """Two uploads that would fit only one by one: the second sees the room the first takes."""
+    a, b = await world.pair()
+    first, second = a.seal("first"), a.seal("second")
+    size = sum(len(block.block) for block in first.blocks)
+
+    def admission(group: GroupId, role: str, asked: int) -> str | None:
+        return "beyond the offer" if b.held.used_bytes(group) + asked > size + 100 else None
+
+    b.server._taker._admission = admission
+    results = await asyncio.gather(
+        *(a.pusher.push(one.bundle_id, one.tag, b.node_id) for one in (first, second)),
+        return_exceptions=True,
+    )
+    assert [isinstance(result, NoRoom) for result in results].count(True) == 1
+
+
+async def test_what_a_node_opened_itself_is_not_pushed_to_it(world: World) -> None:
+    a, b, sealed = await pushed(world)
+    with pytest.raises(NotAllowed):
+        await b.pusher.push(sealed.bundle_id, sealed.tag, a.node_id)
+
+
+async def test_a_revoked_device_is_refused_though_its_chain_was_good_before(world: World) -> None:
+    holder = world.node("holder", friends=(OTHER_GROUP_KEY,))
+    friend = world.node("friend", OTHER_GROUP_KEY)
+    await friend.meet(holder)
+    sealed = friend.seal()
+    await friend.pusher.push(sealed.bundle_id, sealed.tag, holder.node_id)
+    assert await friend.pusher.challenge(sealed.bundle_id, holder.node_id, 0) is True
+    holder.revoked = frozenset({friend.public})
+    with pytest.raises(NotAllowed):
+        await friend.pusher.challenge(sealed.bundle_id, holder.node_id, 0)

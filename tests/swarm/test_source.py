@@ -252,9 +252,22 @@ async def test_whoever_does_not_deliver_is_left_for_somebody_who_does(
     assert 1 <= asked.count("Get") <= 3
 
 
-async def test_a_stalling_peer_costs_a_while_and_not_the_blocks(world: World) -> None:
-    a, sealed, _asked = await with_liar(world, silence)
+async def test_a_stalling_peer_costs_a_while_once_and_not_the_blocks(world: World) -> None:
+    a, sealed, asked = await with_liar(world, silence)
     a.source._answer_s = 0.05
+    assert await a.source.blocks(sealed.wanted()) == sealed.content()
+    times = asked.count("Get")
+    a.source._cache = None
+    assert await a.source.blocks(sealed.wanted()) == sealed.content()
+    assert asked.count("Get") == times
+    world.clock.advance(301)
+    assert await a.source.blocks(sealed.wanted()) == sealed.content()
+    assert asked.count("Get") > times
+
+
+async def test_a_shunned_peer_is_asked_when_nobody_else_has_it(world: World) -> None:
+    a, b, sealed = await held_elsewhere(world)
+    a.source._shun(b.node_id)
     assert await a.source.blocks(sealed.wanted()) == sealed.content()
 
 
