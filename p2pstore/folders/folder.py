@@ -227,7 +227,7 @@ class Folder:
             and not self.waiting.active().files
         )
 
-    def is_ours(self, path: bytes) -> bool:
+    def is_opened_by_us(self, path: bytes) -> bool:
         """Whether an open of this path's placeholder is our own: it is being made, or just was."""
         now = self._parts.clock.monotonic()
         while self._just_placed and self._just_placed[0][0] < now - OWN_OPENS_S:

@@ -50,9 +50,19 @@ class Opening:
     async def _listen(self) -> None:
         async for root, path in self._watcher:
             whole = os.fsencode(root) + b"/" + path
-            if path.endswith(SUFFIX) and self._row(whole) is not None:
+            if path.endswith(SUFFIX) and self._is_somebodys(whole):
                 self.gate.seen(whole, self._clock.monotonic())
                 self._heard.set()
+
+    def _is_somebodys(self, whole: bytes) -> bool:
+        """A placeholder of ours was opened, and not by us while we make it or bring it back."""
+        found = self._folders.of(os.fsdecode(whole))
+        if found is None or self._row(whole) is None:
+            return False
+        folder, relative = found
+        return not (
+            folder.is_opened_by_us(relative.removesuffix(SUFFIX)) or self._folders.is_landing(whole)
+        )
 
     async def _wait(self) -> None:
         due = self.gate.next_due()

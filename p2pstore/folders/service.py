@@ -161,6 +161,10 @@ class Folders:
     def _catalog(self) -> Catalog:
         return self._parts.catalog
 
+    def is_landing(self, name: bytes) -> bool:
+        """Whether the placeholder of this absolute name is being brought back."""
+        return name in self._landing
+
     # -- which folder -----------------------------------------------------------------------------
 
     def all(self) -> list[Folder]:
@@ -249,28 +253,25 @@ class Folders:
     async def wait(self, directory: str, progress: Progress) -> dict[str, Any]:
         """Until every present file is replaced or has a reason to stay."""
         folder = self.at(directory)
-        done_at_start: int | None = None
         while True:
             counts = self._catalog.view(lambda db: files.counts(db, folder.row))
+            # A protected file without a reason to stay is on its way in a batch.
+            done = [c for c in counts if c.state != State.PROTECTED or c.reason]
             replaced = [c for c in counts if c.state == State.PLACEHOLDER]
-            total = sum(c.files for c in counts) + folder.pending()
-            total_bytes = sum(c.file_bytes for c in counts) + folder.waiting.active().bytes
-            done = total - folder.pending()
-            if done_at_start is None:
-                done_at_start = done
             if folder.missing_since is not None:
                 raise Unavailable(f"{directory} is not there.")
             if folder.is_paused:
                 raise Unavailable(f"{directory} is paused: {folder.entry.paused}")
             if folder.is_settled():
                 break
+            files_done, bytes_done = sum(c.files for c in done), sum(c.file_bytes for c in done)
             progress(
                 {
                     "stage": "protect" if folder.scanned else "scan",
-                    "files": done,
-                    "files_total": total,
-                    "bytes": sum(c.file_bytes for c in counts),
-                    "bytes_total": total_bytes,
+                    "files": files_done,
+                    "files_total": files_done + folder.pending(),
+                    "bytes": bytes_done,
+                    "bytes_total": bytes_done + folder.pending_bytes(),
                 }
             )
             await asyncio.sleep(POLL_S)
