@@ -99,7 +99,6 @@ class Member:
         self.group = Group(home)
         self.changes = 0
         self.news: list[Head] = []
-        self.on_change: Callable[[], None] = lambda: None
         self.exchange = Exchange(
             home,
             self.group,
@@ -129,10 +128,6 @@ class Member:
     def _changed(self) -> None:
         self.changes += 1
         self.exchange.judge_links(self.transport.links())
-        self.on_change()
-
-    async def tell_all(self) -> object:
-        return await self.exchange.push(self.transport.links())
 
     async def start(self) -> Member:
         self.address = await self.transport.listen("127.0.0.1", 0)
