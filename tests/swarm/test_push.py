@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import msgspec
 import pytest
@@ -23,6 +24,7 @@ from p2pstore.wire import (
     Challenge,
     Holding,
     HoldingsPage,
+    Message,
     Proof,
     Put,
     PutBlock,
@@ -521,3 +523,76 @@ async def test_a_revoked_device_is_refused_though_its_chain_was_good_before(worl
     holder.revoked = frozenset({friend.public})
     with pytest.raises(NotAllowed):
         await friend.pusher.challenge(sealed.bundle_id, holder.node_id, 0)
+
+
+async def test_the_blocks_that_came_before_a_cut_are_kept(world: World) -> None:
+    a, b = await world.pair()
+    sealed = a.seal()
+    link = a.connections.get(b.node_id)
+    assert link is not None
+    size = sum(len(block.block) for block in sealed.blocks)
+    put = Put(sealed.bundle_id, sealed.tag, b"", (), size, 1000)
+    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+        await exchange.receive()
+        received = sum(one.received_bytes for one in b.transport.links())
+        await exchange.send(PutBlock(4), sealed.blocks[4].block)
+        while sum(one.received_bytes for one in b.transport.links()) < received + 5000:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    while b.server._taker._puts:
+        await asyncio.sleep(0)
+    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+        ready, _ = await exchange.receive()
+    assert isinstance(ready, PutReady)
+    assert int.from_bytes(ready.missing, "little") == 0b11_1110_1111
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nonce": bytes(32)},
+        {"seq": 1},
+        {"live_map_hash": bytes(32)},
+        {"bytes": 1},
+        {"bundle": bytes(32)},
+        {"group": bytes(32)},
+    ],
+)
+async def test_a_receipt_about_something_else_is_none(
+    world: World, change: dict[str, object]
+) -> None:
+    """The holder has all the bytes and proves them; only its word is about another thing."""
+    a, b = await world.pair()
+    sealed = a.seal()
+    honest = b.server.serve
+
+    async def reword(request: Request) -> None:
+        reply = request.reply
+
+        async def reworded(message: Message, payload: bytes = b"", final: bool = True) -> None:
+            if isinstance(message, Receipt):
+                body = msgspec.structs.replace(verify_receipt(message.raw), **change)
+                message = Receipt(sign_receipt(body, b.key))
+            await reply(message, payload, final)
+
+        class Reworded:
+            def __getattr__(self, name: str) -> object:
+                return reworded if name == "reply" else getattr(request, name)
+
+        await honest(cast(Request, Reworded()))
+
+    b.transport.handler = reword
+    with pytest.raises(IntegrityError, match="something else"):
+        await a.pusher.push(sealed.bundle_id, sealed.tag, b.node_id)
+
+
+async def test_a_receipt_signed_by_another_node_is_none(world: World) -> None:
+    class Borrower(Liar):
+        def receipt(self, put: Put, end: PutEnd) -> bytes:
+            other = world.node("somebody")
+            body = verify_receipt(super().receipt(put, end))
+            return sign_receipt(msgspec.structs.replace(body, holder=other.public), other.key)
+
+    a, b, sealed, _ = await lying(world, Borrower)
+    with pytest.raises(P2PStoreError, match="another holder"):
+        await a.pusher.push(sealed.bundle_id, sealed.tag, b.node_id)
