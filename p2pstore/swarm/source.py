@@ -53,7 +53,8 @@ DHT_S: Final = 20.0
 HAVE_S: Final = 5.0
 SHUNNED_S: Final = 300.0  # asked last for so long
 MAX_SHUNNED: Final = 1000
-CACHED_UP_TO: Final = 4 << 20  # a call that fetched more reads whole files: not to be cached
+CACHED_BYTES: Final = 4 << 20  # a call that fetched more reads whole files: not to be cached
+CACHED_BLOCKS: Final = 16
 
 Holders = Callable[[Sequence[BundleId]], Mapping[BundleId, Sequence[NodeId]]]
 Providers = Callable[[Sequence[Tag]], Awaitable[Mapping[Tag, Sequence[PeerRecord]]]]
@@ -287,7 +288,7 @@ class Source:
             bundles = list(call.bundles)
             related = [link for link in self._peers.links() if link.role != STRANGER]
             await self._ask(call, dict.fromkeys(related, bundles), hops=0)
-        if self._cache is not None and sum(map(len, call.found.values())) <= CACHED_UP_TO:
+        if self._cache is not None and _is_small(call.found):
             await in_thread(self._pool, self._cache.write, call.found)
         offline = [] if not call.missing else self._offline(call, known)
         return call.found, offline
@@ -456,3 +457,7 @@ class Source:
                 if self._peers.get(node) is None:
                     away[self._name_of(node) or f"node {short(node)}"] = None
         return list(away)
+
+
+def _is_small(found: Mapping[BlockId, bytes]) -> bool:
+    return len(found) <= CACHED_BLOCKS and sum(map(len, found.values())) <= CACHED_BYTES

@@ -254,7 +254,7 @@ async def test_whoever_does_not_deliver_is_left_for_somebody_who_does(
 
 async def test_a_stalling_peer_costs_a_while_once_and_not_the_blocks(world: World) -> None:
     a, sealed, asked = await with_liar(world, silence)
-    a.source._answer_s = 0.05
+    a.source._answer_s = 0.4
     assert await a.source.blocks(sealed.wanted()) == sealed.content()
     times = asked.count("Get")
     a.source._cache = None
