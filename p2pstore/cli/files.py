@@ -41,9 +41,12 @@ def hydrate(shell: Shell, paths: tuple[str, ...]) -> int:
     return code
 
 
+MOST_NAMED = 20  # a tree that came back is told by its size alone
+
+
 def _tell_back(shell: Shell, done: Mapping[str, Any]) -> None:
     back = _succeeded(done)
-    for one in back:
+    for one in back if len(back) <= MOST_NAMED else ():
         if one.get("to"):
             shell.result(show.name(one["to"]))
     size = sum(one.get("bytes") or 0 for one in back)

@@ -60,7 +60,7 @@ class Swarm:
     links: Callable[[], Sequence[Link]]  # to devices of the group, connected now
     candidates: Callable[[], Sequence[Candidate]]  # everybody that may hold for us
     state: Callable[[], tuple[int, int]]  # (generation, seq) of the group state
-    tell: Callable[[Sequence[Link]], Awaitable[Sequence[copies.HeadAck]]]
+    tell: Callable[[], Awaitable[Sequence[copies.HeadAck]]]  # everybody connected
     heads: Callable[[], Sequence[Head]]  # the newest of ours
     publish: Callable[[bytes], Awaitable[object]]  # makes a head durable
     second_device: Callable[[], bool]
@@ -218,7 +218,7 @@ class Maintenance:
 
     async def tell(self) -> None:
         """Heads and group state to everybody connected; record who has what."""
-        acks = await self._swarm.tell(self._swarm.links())
+        acks = await self._swarm.tell()
         if acks:
             await self._catalog.awrite(partial(_acknowledge, acks))
 

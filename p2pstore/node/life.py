@@ -26,7 +26,7 @@ from p2pstore.config import Config
 from p2pstore.errors import UsageError
 from p2pstore.home import Home
 from p2pstore.leases import LeaseKeeper
-from p2pstore.members import confirm, default_name, found
+from p2pstore.members import confirm, default_name, found, is_begun
 from p2pstore.node.build import Node
 from p2pstore.node.control import NodeControl
 from p2pstore.syscalls import raise_descriptor_limit
@@ -55,7 +55,7 @@ def init_home(path: Path, name: str | None, *, now: float) -> str:
     """Found a new identity and group in an empty HOME; returns the 24 words, unconfirmed."""
     home = Home(path)
     with home.locked():
-        if home.exists or home.was_used:
+        if not is_begun(home) and (home.exists or home.was_used):
             raise UsageError(f"{path} already has an identity; p2pstore leave ends it.")
         return found(home, name or default_name(), now=now, random=os.urandom(32))
 
@@ -72,8 +72,8 @@ def run(config: Config, path: Path, frontend: MakeFrontend) -> int:
     raise_descriptor_limit()
     home = Home(path)
     with home.locked():
-        if not home.exists:
-            if home.was_used:
+        if not home.exists or is_begun(home):
+            if home.was_used and not is_begun(home):
                 raise UsageError(
                     f"{path} once had an identity and its keys are missing. Bring device.key and "
                     "group.state back from a copy; a new identity could not read the old files."
@@ -159,7 +159,7 @@ async def offline(path: Path) -> AsyncIterator[NodeControl]:
     home = Home(path)
     with home.locked():
         config = settings.load(path, os.environ, {})
-        if not home.exists:
+        if not home.exists or is_begun(home):
             # Joining makes the identity; nothing else works without one.
             yield NodeControl(None, home, config)
             return

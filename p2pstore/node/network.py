@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import itertools
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from p2pstore.dht import LOOPBACK, Dht, DhtSettings
 from p2pstore.durable import replace_file
 from p2pstore.errors import P2PStoreError, PortInUse, Unavailable
 from p2pstore.home import Home
-from p2pstore.ids import BundleId, GroupId, NodeId, PublicKey, Tag, node_id_of
+from p2pstore.ids import BundleId, GroupId, NodeId, Tag, node_id_of
 from p2pstore.maintenance import Swarm
 from p2pstore.members import Exchange, Group, Invitations
 from p2pstore.net import (
@@ -49,12 +50,15 @@ from p2pstore.swarm import (
     Source,
 )
 from p2pstore.syscalls import socket_owner
-from p2pstore.wire import PeerRecord, sign_record
+from p2pstore.threads import in_thread
+from p2pstore.wire import Hello, PeerRecord, sign_record
 
 log = logging.getLogger(__name__)
 
 PORT_TRIES = 20  # for a free port that is free for TCP and UDP alike
 RECORDS_TOLD = 16
+UPKEEP_S = 60.0
+SAVE_EVERY = 10  # turns of upkeep
 
 
 class Network:
@@ -105,7 +109,9 @@ class Network:
         self.shelf = Shelf(
             store, held, self.promises, by_tag=self._own_by_tag, alias_of=self._alias
         )
-        self.gate = Gate(group.state.group_public, self._revoked)
+        self.gate = Gate(
+            group.state.group_public, self.exchange.revoked, self.exchange.kept.related
+        )
         lanes = Lanes()
         forwarder = Forwarder(self.connections, pool=pool, clock=clock)
         self.invitations = Invitations(
@@ -173,6 +179,7 @@ class Network:
                 tasks = [
                     group.create_task(self.announcer.run()),
                     group.create_task(self._meet_bootstraps()),
+                    group.create_task(self._upkeep()),
                 ]
                 try:
                     yield self
@@ -220,6 +227,25 @@ class Network:
             except P2PStoreError as exc:
                 log.info("%s:%d does not answer: %s", address.host, address.port, exc)
 
+    async def _upkeep(self) -> None:
+        """Notice another address of ours, tell it at once; keep the DHT's contacts on disk."""
+        known = self.addresses()
+        for turn in itertools.count(1):
+            await asyncio.sleep(UPKEEP_S)
+            now = self.addresses()
+            if now != known:
+                known = now
+                log.info("This node is now reached at %s:%d.", *now[0])
+                await self.dht.refresh_record()
+                self.announcer.announce_all_soon()
+                self.connections.retry()
+            if turn % SAVE_EVERY == 0:
+                await self._save_dht()
+
+    async def _save_dht(self) -> None:
+        path = self._home.path / "dht.state"
+        await in_thread(self._pool, replace_file, path, self.dht.state())
+
     async def _discover(self) -> None:
         if not self._config.mdns or _is_loopback(self.listening[0]):
             return
@@ -235,7 +261,7 @@ class Network:
         if self._discovery is not None:
             await self._discovery.close()
         await self.connections.close()
-        await asyncio.to_thread(replace_file, self._home.path / "dht.state", self.dht.state())
+        await self._save_dht()
         await self.dht.close()
         await self.transport.close()
 
@@ -258,7 +284,7 @@ class Network:
         )
         return sign_record(record, self._group.device)
 
-    def _hello(self):  # type: ignore[no-untyped-def]
+    def _hello(self) -> Hello:
         return self.exchange.hello(self._config.network, record=self._record())
 
     def _records(self) -> list[bytes]:
@@ -342,10 +368,6 @@ class Network:
         row = self._catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
         return None if row is None or row.bundle_id == bundle_id else row.bundle_id
 
-    def _revoked(self, group: PublicKey) -> frozenset[PublicKey]:
-        state = self._group.state
-        return frozenset(state.revoked) if group == state.group_public else frozenset()
-
     def _holders(self, bundles: Sequence[BundleId]) -> Mapping[BundleId, Sequence[NodeId]]:
         """Who holds these, as far as the catalog knows."""
 
@@ -371,17 +393,15 @@ class Network:
             candidates=self._candidates,
             state=lambda: self._group.state.order,
             tell=self._tell,
-            heads=lambda: [
-                head for head in self.exchange.known_heads() if head.device == self._group.node_id
-            ],
+            heads=self.exchange.own_heads,
             publish=self.exchange.publish,
             second_device=lambda: bool(self._group.others()),
             words_confirmed=lambda: self._home.words_confirmed,
         )
 
-    async def _tell(self, links: Sequence[Link]) -> list[copies.HeadAck]:
-        told = await self.exchange.push(links)
-        return [row for acknowledged in told for row in acknowledged.rows(self._group.node_id)]
+    async def _tell(self) -> Sequence[copies.HeadAck]:
+        """Strangers too: a device that was revoked meanwhile learns it so."""
+        return await self.exchange.tell(self.connections.links())
 
     def _candidates(self) -> list[Candidate]:
         """The group's other devices; when they were last seen is known from their links."""

@@ -128,12 +128,15 @@ def count_of_file(db: sqlite3.Connection, file: int, counted: Mapping[int, int])
 def counts_of_files(
     db: sqlite3.Connection, folder: int, counted: Mapping[int, int]
 ) -> dict[int, tuple[int, int]]:
-    """copies -> (files, their bytes), over all files of a folder that have bundles."""
+    """copies -> (files, their bytes), over all files of a folder that have bundles.
+
+    Files whose originals stay for a reason are left out: `files.counts` tells them.
+    """
     least: dict[int, int] = {}
     sizes: dict[int, int] = {}
     query = (
         "SELECT f.id, f.file_size, r.bundle FROM files f JOIN file_bundles r ON r.file=f.id"
-        " WHERE f.folder=?"
+        " WHERE f.folder=? AND NOT (f.state='protected' AND f.reason<>'')"
     )
     for file, size, bundle in db.execute(query, (folder,)):
         number = counted.get(bundle, 0)
