@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from pathlib import Path
 
 from p2pstore.clock import Clock
 from p2pstore.errors import P2PStoreError
@@ -49,20 +50,20 @@ class Opening:
 
     async def _listen(self) -> None:
         async for root, path in self._watcher:
-            whole = os.fsencode(root) + b"/" + path
-            if path.endswith(SUFFIX) and self._is_somebodys(whole):
-                self.gate.seen(whole, self._clock.monotonic())
+            # Our own opens come by the thousand: they are told apart before anything is looked up.
+            if path.endswith(SUFFIX) and self._is_somebodys(root, path):
+                self.gate.seen(os.fsencode(root) + b"/" + path, self._clock.monotonic())
                 self._heard.set()
 
-    def _is_somebodys(self, whole: bytes) -> bool:
+    def _is_somebodys(self, root: Path, path: bytes) -> bool:
         """A placeholder of ours was opened, and not by us while we make it or bring it back."""
-        found = self._folders.of(os.fsdecode(whole))
-        if found is None or self._row(whole) is None:
+        whole = os.fsencode(root) + b"/" + path
+        if self._folders.is_landing(whole):
             return False
-        folder, relative = found
-        return not (
-            folder.is_opened_by_us(relative.removesuffix(SUFFIX)) or self._folders.is_landing(whole)
-        )
+        folder = self._folders.rooted(root)
+        if folder is None or folder.is_opened_by_us(path.removesuffix(SUFFIX)):
+            return False
+        return self._row(whole) is not None
 
     async def _wait(self) -> None:
         due = self.gate.next_due()

@@ -170,6 +170,10 @@ class Folders:
     def all(self) -> list[Folder]:
         return sorted(self._folders.values(), key=lambda folder: folder.path)
 
+    def rooted(self, root: Path) -> Folder | None:
+        """The folder of exactly this root, without asking the disk."""
+        return next((folder for folder in self._folders.values() if folder.path == root), None)
+
     def at(self, directory: str) -> Folder:
         """The watched folder whose root is `directory`; UsageError when there is none."""
         path = Path(os.path.realpath(directory))

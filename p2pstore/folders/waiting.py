@@ -29,6 +29,7 @@ class Waiting:
     def __init__(self) -> None:
         self._rest: dict[bytes, Rest] = {}
         self._heap: list[tuple[float, bytes]] = []
+        self._active = Tally()  # kept up: it is asked after every batch
 
     def __len__(self) -> int:
         return len(self._rest)
@@ -54,7 +55,7 @@ class Waiting:
         self._put(path, Rest(identity, reason, until))
 
     def drop(self, path: bytes) -> None:
-        self._rest.pop(path, None)
+        self._take_out(path)
 
     def due(self, now: float, limit: int) -> list[tuple[bytes, Rest]]:
         """At most `limit` paths that rested long enough; they are taken out."""
@@ -63,7 +64,8 @@ class Waiting:
             moment, path = heapq.heappop(self._heap)
             rest = self._rest.get(path)
             if rest is not None and rest.due == moment:
-                found.append((path, self._rest.pop(path)))
+                self._take_out(path)
+                found.append((path, rest))
         return found
 
     def hurry(self, path: bytes, *, now: float) -> bool:
@@ -80,12 +82,7 @@ class Waiting:
 
     def active(self) -> Tally:
         """Those that will go by themselves soon: not held up by a reason."""
-        tally = Tally()
-        for rest in self._rest.values():
-            if not rest.reason:
-                tally.files += 1
-                tally.bytes += rest.identity.size
-        return tally
+        return self._active
 
     def held_up(self) -> dict[str, Tally]:
         """reason -> how many wait for it."""
@@ -106,5 +103,17 @@ class Waiting:
         return [(path, rest.reason) for path, rest in self._rest.items() if rest.reason]
 
     def _put(self, path: bytes, rest: Rest) -> None:
+        self._take_out(path)
         self._rest[path] = rest
+        self._count(rest, 1)
         heapq.heappush(self._heap, (rest.due, path))
+
+    def _take_out(self, path: bytes) -> None:
+        rest = self._rest.pop(path, None)
+        if rest is not None:
+            self._count(rest, -1)
+
+    def _count(self, rest: Rest, by: int) -> None:
+        if not rest.reason:
+            self._active.files += by
+            self._active.bytes += by * rest.identity.size
