@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from p2pstore.config import Config, FolderSettings
-from p2pstore.errors import NoRoom, P2PStoreError, Unavailable, UsageError
+from p2pstore.errors import NoRoom, NotRunning, P2PStoreError, Unavailable, UsageError
 from p2pstore.folders.bringing import Bringing, Brought, Placeholder
 from p2pstore.folders.folder import Folder, Parts
 from p2pstore.folders.reconcile import disk_name, is_in_repository
@@ -108,15 +108,15 @@ class Folders:
 
     # -- life -------------------------------------------------------------------------------------
 
-    def start(self, group: asyncio.TaskGroup, *, watch: bool = True) -> None:
+    def start(self, group: asyncio.TaskGroup | None) -> None:
         """Know every folder that HOME lists, and watch it; the tasks are the group's.
 
-        Without `watch` files can be brought back, and nothing happens by itself.
+        Without a group files can be brought back, and nothing happens by itself.
         """
         self._group = group
         for entry in self._home.folders():
             if not entry.removed:
-                self._watch(entry, watch=watch)
+                self._watch(entry)
 
     async def close(self) -> None:
         """Stop watching; batches in flight end first."""
@@ -126,9 +126,7 @@ class Folders:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
 
-    def _watch(self, entry: WatchedFolder, *, watch: bool = True) -> Folder:
-        if self._group is None:
-            raise Unavailable("The node is not running yet.")
+    def _watch(self, entry: WatchedFolder) -> Folder:
         path = os.fsencode(entry.path)
         settings = msgspec.msgpack.encode(entry.settings)
         row = self._catalog.write(
@@ -140,7 +138,7 @@ class Folders:
             self._catalog.write(lambda db: folders.set_paused(db, row, entry.paused)).result()
         folder = Folder(entry, row, self._parts)
         self._folders[folder.folder_id] = folder
-        if watch:
+        if self._group is not None:
             self._tasks[folder.folder_id] = self._group.create_task(self._run(folder))
         elif Root.marker(folder.path) == folder.folder_id.hex():
             folder.root = Root(folder.path, folder.folder_id)
@@ -229,6 +227,8 @@ class Folders:
 
     async def add(self, directory: str, given: Mapping[str, object], *, force: bool) -> bool:
         """Watch a directory; True when it was watched already and only its settings changed."""
+        if self._group is None:
+            raise NotRunning("Folders are watched by the running node. Start it: p2pstore run")
         path = self.refuse(directory, force=force)
         settings = self._settings_for(path, given)
         for folder in self._folders.values():

@@ -110,7 +110,7 @@ class Connections:
             return link_now
         task = self._dialling.get(target)
         if task is None:
-            task = self._tasks.start(self._dial_all(target))
+            task = self._tasks.start(self._dial_all(target), is_awaited=True)
             task.add_done_callback(_seen)
             self._dialling[target] = task
             task.add_done_callback(lambda _: self._dialling.pop(target, None))

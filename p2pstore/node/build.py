@@ -205,9 +205,8 @@ class Node:
         """For one command while no node runs: files can be read and brought back."""
         self.keeper.start()
         try:
-            async with asyncio.TaskGroup() as group:
-                self.folders.start(group, watch=False)
-                yield self
+            self.folders.start(None)
+            yield self
         finally:
             await asyncio.to_thread(self.close)
 

@@ -89,6 +89,7 @@ class Network:
         self._room = room
         self._linked = linked
         self.listening: Address = (config.listen.host, config.listen.port)
+        self._listens = False
         self.exchange = Exchange(home, group, clock=clock, pool=pool, changed=changed)
         self.book = PeerBook.load(home.path / "peers.json")
         self.transport = TlsTransport(
@@ -201,6 +202,7 @@ class Network:
                 raise self._port_in_use(host, port) from exc
             try:
                 await self.dht.start(host, self.listening[1], self._ways_in(bootstrap), saved)
+                self._listens = True
                 return
             except PortInUse as exc:
                 if port or attempt + 1 == PORT_TRIES:
@@ -285,7 +287,9 @@ class Network:
         return sign_record(record, self._group.device)
 
     def _hello(self) -> Hello:
-        return self.exchange.hello(self._config.network, record=self._record())
+        # Whoever does not listen (a command while no node runs) tells no address.
+        record = self._record() if self._listens else None
+        return self.exchange.hello(self._config.network, record=record)
 
     def _records(self) -> list[bytes]:
         """Signed records of nodes that we know, the liveliest first, our own in front."""
