@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from p2pstore.content import Grant, encode_grant, sign_grant, token_hash
+from p2pstore.ids import BlockId
 from p2pstore.net import Request
 from p2pstore.swarm import Asker, BlocksNotFound, get_blocks
 from p2pstore.swarm import forward as forward_module
@@ -24,10 +25,10 @@ async def chain_of(world: World, *names: str) -> tuple[list[Node], Sealed]:
     return nodes, nodes[-1].seal()
 
 
-async def get(node: Node, other: Node, raw: bytes, hops: int = 0) -> dict[bytes, bytes]:
+async def get(node: Node, other: Node, raw: bytes, hops: int = 0) -> dict[BlockId, bytes]:
     link = node.connections.get(other.node_id)
     assert link is not None
-    found: dict[bytes, bytes] = {}
+    found: dict[BlockId, bytes] = {}
     async for batch in get_blocks(link, raw, (), hops=hops, pool=node.world.pool, budget=1 << 30):
         found.update(batch)
     return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import cast
 
 import msgspec
 import pytest
 
-from p2pstore.content import Kind, live_map_hash, sign_live_map, signed_list
+from p2pstore.content import Kind, encode_live_map, live_map_hash, sign_live_map, signed_list
 from p2pstore.errors import (
     Busy,
     IntegrityError,
@@ -20,10 +21,12 @@ from p2pstore.errors import (
 from p2pstore.ids import BundleId, GroupId, group_id_of
 from p2pstore.net import Request
 from p2pstore.store import BundleDamaged, StaleMap
+from p2pstore.swarm import Receipt as SwarmReceipt
 from p2pstore.wire import (
     Challenge,
     Holding,
     HoldingsPage,
+    LiveMapUpdate,
     Message,
     Proof,
     Put,
@@ -399,14 +402,14 @@ async def test_garbage_in_place_of_blocks_is_refused_and_the_rest_is_kept(world:
         sum(len(block.block) for block in sealed.blocks),
         1000,
     )
-    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+    async with link.exchange(put, signed_list(sealed.listed)) as exchange:
         await exchange.receive()
         await exchange.send(PutBlock(0), sealed.blocks[0].block)
         await exchange.send(PutBlock(1), b"garbage")
         await exchange.send(PutEnd(bytes(32)))
         with pytest.raises(IntegrityError):
             await exchange.receive()
-    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+    async with link.exchange(put, signed_list(sealed.listed)) as exchange:
         ready, _ = await exchange.receive()
         assert isinstance(ready, PutReady)
         assert int.from_bytes(ready.missing, "little") == 0b11_1111_1110
@@ -423,7 +426,7 @@ async def test_a_list_of_another_size_or_bundle_is_refused(world: World) -> None
         Put(other.bundle_id, sealed.tag, b"", (), size, 1000),
     ):
         with pytest.raises(P2PStoreError):
-            await link.request(put, signed_list(sealed.index))
+            await link.request(put, signed_list(sealed.listed))
     with pytest.raises(P2PStoreError):
         await link.request(put, b"no list at all" * 100)
     assert b.held.groups() == {}
@@ -450,10 +453,10 @@ async def test_two_nodes_do_not_send_one_bundle_at_once(world: World) -> None:
     assert link is not None
     size = sum(len(block.block) for block in sealed.blocks)
     put = Put(sealed.bundle_id, sealed.tag, b"", (), size, 1000)
-    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+    async with link.exchange(put, signed_list(sealed.listed)) as exchange:
         await exchange.receive()
         with pytest.raises(Busy):
-            await other.request(put, signed_list(sealed.index))
+            await other.request(put, signed_list(sealed.listed))
     while c.server._taker._puts:
         await asyncio.sleep(0)
     await b.pusher.push(sealed.bundle_id, sealed.tag, c.node_id)  # from what b holds for a
@@ -467,7 +470,7 @@ async def test_a_newer_put_of_the_same_node_ends_the_older(world: World) -> None
     assert link is not None
     size = sum(len(block.block) for block in sealed.blocks)
     put = Put(sealed.bundle_id, sealed.tag, b"", (), size, 1000)
-    async with link.exchange(put, signed_list(sealed.index)) as older:
+    async with link.exchange(put, signed_list(sealed.listed)) as older:
         await older.receive()
         await a.pusher.push(sealed.bundle_id, sealed.tag, b.node_id)
         with pytest.raises(P2PStoreError):
@@ -482,7 +485,7 @@ async def test_more_blocks_than_the_list_names_are_refused(world: World) -> None
     assert link is not None
     size = sum(len(block.block) for block in sealed.blocks)
     put = Put(sealed.bundle_id, sealed.tag, b"", (), size, 1000)
-    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+    async with link.exchange(put, signed_list(sealed.listed)) as exchange:
         await exchange.receive()
         for _ in range(3):
             await exchange.send(PutBlock(0), sealed.blocks[0].block)
@@ -491,20 +494,39 @@ async def test_more_blocks_than_the_list_names_are_refused(world: World) -> None
 
 
 async def test_room_is_given_to_one_upload_after_the_other(world: World) -> None:
-    """Two uploads that would fit only one by one: the second sees the room the first takes."""
+    """Two uploads of which the room takes one: the second sees what the first will take."""
     a, b = await world.pair()
     first, second = a.seal("first"), a.seal("second")
     size = sum(len(block.block) for block in first.blocks)
+    inside = threading.Semaphore(0)
 
     def admission(group: GroupId, role: str, asked: int) -> str | None:
-        return "beyond the offer" if b.held.used_bytes(group) + asked > size + 100 else None
+        used = b.held.used_bytes(group)
+        inside.release()
+        if not used:
+            # Nobody else may look at the room before this upload has been begun.
+            inside.acquire()
+            assert not inside.acquire(timeout=0.1)
+        return "beyond the offer" if used + asked > size + 100 else None
 
     b.server._taker._admission = admission
     results = await asyncio.gather(
         *(a.pusher.push(one.bundle_id, one.tag, b.node_id) for one in (first, second)),
         return_exceptions=True,
     )
-    assert [isinstance(result, NoRoom) for result in results].count(True) == 1
+    kinds = {type(result) for result in results}
+    assert kinds == {SwarmReceipt, NoRoom}, results
+
+
+async def test_what_a_revoked_opener_signs_counts_no_more(world: World) -> None:
+    a, b, sealed = await pushed(world)
+    smaller = sign_live_map(a.bundles.live_map(sealed.bundle_id).without({0}), a.key)
+    b.revoked = frozenset({a.public})
+    c = world.node("tablet")
+    link = await c.meet(b)
+    with pytest.raises(NotAllowed):
+        await link.request(LiveMapUpdate(encode_live_map(smaller)))
+    assert b.held.live_map(sealed.bundle_id).seq == 0
 
 
 async def test_what_a_node_opened_itself_is_not_pushed_to_it(world: World) -> None:
@@ -532,7 +554,7 @@ async def test_the_blocks_that_came_before_a_cut_are_kept(world: World) -> None:
     assert link is not None
     size = sum(len(block.block) for block in sealed.blocks)
     put = Put(sealed.bundle_id, sealed.tag, b"", (), size, 1000)
-    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+    async with link.exchange(put, signed_list(sealed.listed)) as exchange:
         await exchange.receive()
         received = sum(one.received_bytes for one in b.transport.links())
         await exchange.send(PutBlock(4), sealed.blocks[4].block)
@@ -541,7 +563,7 @@ async def test_the_blocks_that_came_before_a_cut_are_kept(world: World) -> None:
         await asyncio.sleep(0)
     while b.server._taker._puts:
         await asyncio.sleep(0)
-    async with link.exchange(put, signed_list(sealed.index)) as exchange:
+    async with link.exchange(put, signed_list(sealed.listed)) as exchange:
         ready, _ = await exchange.receive()
     assert isinstance(ready, PutReady)
     assert int.from_bytes(ready.missing, "little") == 0b11_1110_1111

@@ -135,7 +135,10 @@ async def test_holders_share_the_work(world: World) -> None:
     a.holders[sealed.bundle_id].append(c.node_id)
     b.served.clear()
     c.served.clear()
+    before = sum(link.received_bytes for link in a.transport.links())
     assert await a.source.blocks(sealed.wanted()) == sealed.content()
+    came = sum(link.received_bytes for link in a.transport.links()) - before
+    assert came < 1.5 * sum(map(len, sealed.content().values()))  # nothing came twice
     assert b.served.count("Get") >= 1
     assert c.served.count("Get") >= 1
 
@@ -252,6 +255,7 @@ async def test_whoever_does_not_deliver_is_left_for_somebody_who_does(
     assert 1 <= asked.count("Get") <= 3
 
 
+@pytest.mark.slow
 async def test_a_stalling_peer_costs_a_while_once_and_not_the_blocks(world: World) -> None:
     a, sealed, asked = await with_liar(world, silence)
     a.source._answer_s = 0.4

@@ -65,7 +65,7 @@ class Wanted(NamedTuple):
 class Sealed(NamedTuple):
     bundle_id: BundleId
     tag: Tag
-    index: BundleIndex
+    listed: BundleIndex
     blocks: list[SealedBlock]
 
     def wanted(self) -> list[Wanted]:
@@ -242,7 +242,7 @@ class Node:
         """One bit of a block of the held, or own, bundle flips on the disk."""
         own = self.bundles.has(sealed.bundle_id)
         store = self.bundles if own else self.held._files
-        offset = sealed.index.blocks.offsets()[i]
+        offset = sealed.listed.blocks.offsets()[i]
         with open(store.path(sealed.bundle_id), "r+b") as file:
             file.seek(offset)
             byte = file.read(1)[0]
