@@ -1,0 +1,385 @@
+"""COMPLETE: what a rebuilt catalog cannot know from its own disk, it learns from the swarm.
+
+    heads      of this device at holders: newer than those in HOME when HOME came from a copy
+    holdings   which bundles each holder says it keeps for us: evicted files are known again
+    blocks     of indexes, chunk lists and manifests that are not here
+
+What a holder says is no proof: its copies are recorded as suspect, without receipt, and count
+again when an audit has been passed. What nobody has stays LOST; originals that depend on it are
+protected again. Holders are asked one after another; `complete` may run again at any time, also
+beside everything else: rows that have become newer are left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from p2pstore.clock import Clock
+from p2pstore.content import Keyring, Kind
+from p2pstore.errors import P2PStoreError
+from p2pstore.home import Home
+from p2pstore.ids import BlockId, BundleId, FolderId, NodeId, PublicKey, Tag
+from p2pstore.ingest import Author
+from p2pstore.maintenance.filing import Disk, Filer, Judge, Local, Place
+from p2pstore.maintenance.rebuild import (
+    KnownHead,
+    Progress,
+    State,
+    believed,
+    newest_heads,
+    raise_incarnation,
+    save_state,
+    state,
+)
+from p2pstore.restore import BlockSource, Wanted
+from p2pstore.store import (
+    BundleRow,
+    BundleState,
+    BundleStore,
+    Catalog,
+    blocks,
+    copies,
+    folders,
+)
+from p2pstore.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+PAGE = 256  # holdings recorded in one change
+MAX_UNNAMED = 100_000  # bundles that no manifest names: a holder cannot fill our disk with them
+
+
+class Holding(Protocol):
+    """What a holder says of one bundle (`wire.Holding`)."""
+
+    @property
+    def bundle(self) -> BundleId: ...
+    @property
+    def tag(self) -> Tag: ...
+    @property
+    def kind(self) -> int: ...
+    @property
+    def opener(self) -> PublicKey: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def lease_until_ms(self) -> int: ...
+
+
+Holdings = Callable[[], AsyncIterator[tuple[NodeId, Holding]]]
+Heads = Callable[[], AsyncIterator[bytes]]
+
+
+class Completed(NamedTuple):
+    bundles: int  # found at holders
+    copies: int  # not proved yet
+    missing: int  # needed, and nowhere
+    unread: int
+    files: int  # filed now
+    doubtful: int  # originals whose blocks are nowhere: a scan takes them anew
+    incarnation: int
+
+
+async def complete_with_holdings(
+    catalog: Catalog,
+    *,
+    home: Home,
+    store: BundleStore,
+    author: Author,
+    ring: Keyring,
+    judge: Judge,
+    clock: Clock,
+    pool: Executor,
+    source: BlockSource,
+    holdings: Holdings,
+    heads: Heads,
+    progress: Progress = lambda _: None,
+) -> Completed:
+    """Ask everybody that `holdings` and `heads` reach; afterwards nothing is pending any more.
+
+    An error of theirs ends it with everything recorded so far; call it again. Have all folders
+    scanned afterwards when `files` or `doubtful` is not 0.
+    """
+    me = PublicKey(bytes(author.key.verify_key))
+    found = await _ask_holders(catalog, me, holdings)
+    told = [raw async for raw in heads()]
+    loop = asyncio.get_running_loop()
+
+    def work() -> Completed:
+        filing = _Filing(catalog, store, author, ring, judge, clock, source, loop, progress)
+        return filing.run(home, told, found)
+
+    return await in_thread(pool, work)
+
+
+# -- holdings --------------------------------------------------------------------------------------
+
+
+class _Found:
+    """What holders told so far."""
+
+    def __init__(self) -> None:
+        self.bundles = 0
+        self.copies = 0
+        self.unnamed = 0
+
+
+async def _ask_holders(catalog: Catalog, me: PublicKey, holdings: Holdings) -> _Found:
+    found = _Found()
+    page: list[tuple[NodeId, Holding]] = []
+    async for one in holdings():
+        page.append(one)
+        if len(page) == PAGE:
+            await catalog.awrite(partial(_record, page, me, found))
+            page = []
+    await catalog.awrite(partial(_record, page, me, found))
+    return found
+
+
+def _record(
+    page: Sequence[tuple[NodeId, Holding]], me: PublicKey, found: _Found, db: sqlite3.Connection
+) -> None:
+    rows = blocks.get_bundles(db, [holding.bundle for _, holding in page])
+    known = copies.of_bundles(db, [row.id for row in rows.values()])
+    for holder, said in page:
+        row = rows.get(said.bundle)
+        if row is None:
+            if said.opener != me or found.unnamed >= MAX_UNNAMED:
+                continue  # what other devices opened is theirs to know
+            found.unnamed += 1
+            row = _unnamed(db, said)
+            rows[said.bundle] = row
+            found.bundles += 1
+        elif row.state == BundleState.LOST:
+            row = row._replace(state=BundleState.EVICTED, bytes=said.bytes, seq=said.seq)
+            blocks.put_bundle(db, row)
+            rows[said.bundle] = row
+            found.bundles += 1
+        elif row.state == BundleState.EVICTED and said.seq > row.seq:
+            blocks.set_live(db, row.id, said.seq, said.bytes)
+        if any(copy.holder == holder for copy in known.get(row.id, ())):
+            continue
+        copy = copies.Copy(
+            bundle=row.id,
+            holder=holder,
+            seq=said.seq,
+            proved_at=0,
+            lease_until=said.lease_until_ms,
+            receipt=b"",
+            state=copies.CopyState.SUSPECT,
+        )
+        copies.put(db, copy)
+        known.setdefault(row.id, []).append(copy)
+        found.copies += 1
+
+
+def _unnamed(db: sqlite3.Connection, said: Holding) -> BundleRow:
+    """One of ours that nothing here names: GC decides one day, when it may."""
+    row = BundleRow(
+        said.bundle,
+        said.tag,
+        said.kind,
+        None,
+        BundleState.EVICTED,
+        said.bytes,
+        0,
+        seq=said.seq,
+    )
+    return row._replace(id=blocks.put_bundle(db, row))
+
+
+# -- what is not here ------------------------------------------------------------------------------
+
+
+class _Reaching(Local):
+    """Payloads from this disk, and what is not here from the swarm. Not for the loop's thread."""
+
+    def __init__(
+        self,
+        store: BundleStore,
+        meta: Sequence[BundleId],
+        source: BlockSource,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(store, meta)
+        self._source = source
+        self._loop = loop
+
+    def find_missing(self, places: Sequence[Place], found: dict[BlockId, bytes]) -> None:
+        super().find_missing(places, found)
+        wanted = {e.block: Wanted(ref, e.block) for ref, e in places if e.block not in found}
+        if not wanted:
+            return
+        for _ in range(2):  # the second time without those that are nowhere
+            try:
+                found.update(self._fetch(list(wanted.values())))
+                return
+            except P2PStoreError as exc:
+                nowhere = getattr(exc, "missing", None)
+                log.info("Some blocks of lists and manifests are not to be had: %s", exc)
+                if not nowhere:
+                    return
+                for block_id in nowhere:
+                    wanted.pop(block_id, None)
+                if not wanted:
+                    return
+
+    def _fetch(self, wanted: Sequence[Wanted]) -> Mapping[BlockId, bytes]:
+        work = asyncio.run_coroutine_threadsafe(_blocks(self._source, wanted), self._loop)
+        return work.result()
+
+
+async def _blocks(source: BlockSource, wanted: Sequence[Wanted]) -> Mapping[BlockId, bytes]:
+    return await source.blocks(wanted)
+
+
+class _Filing:
+    """The second look at indexes, in a thread."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: BundleStore,
+        author: Author,
+        ring: Keyring,
+        judge: Judge,
+        clock: Clock,
+        source: BlockSource,
+        loop: asyncio.AbstractEventLoop,
+        progress: Progress,
+    ) -> None:
+        self._catalog = catalog
+        self._ring = ring
+        self._now_ms = int(clock.wall() * 1000)
+        self._files = 0
+        self._filer = Filer(
+            catalog=catalog,
+            local=_Reaching(store, catalog.view(partial(_local_meta, store)), source, loop),
+            author=author,
+            ring=ring,
+            judge=judge,
+            now_ms=self._now_ms,
+            report=lambda count: progress({"stage": "rebuild", "files": count}),
+        )
+
+    def run(self, home: Home, told: Sequence[bytes], found: _Found) -> Completed:
+        filer = self._filer
+        left = state(self._catalog) or State(self._now_ms, True, 0, home.incarnation())
+        written = newest_heads(home.heads(), filer, self._ring)
+        heads = self._to_read(left, written, told)
+        pending: list[bytes] = []
+        before = self._catalog.view(_files)
+        for entry in home.folders():
+            folder_id = FolderId(entry.folder_id)
+            row = self._catalog.view(partial(_folder_row, folder_id))
+            is_pending = entry.folder_id in left.folders
+            if row is None or not (is_pending or folder_id in heads):
+                continue
+            unread, disk = filer.unread, Disk(entry)
+            try:
+                for one in heads.get(folder_id, ()):
+                    filer.index(row.id, disk, one.manifest, of_this_device=True)
+                if is_pending:
+                    filer.lists_again(row.id)
+            finally:
+                disk.close()
+            if filer.unread > unread:
+                pending.append(entry.folder_id)
+        incarnation = home.incarnation()
+        told_greatest = max(
+            (one.head.incarnation for of in heads.values() for one in of), default=0
+        )
+        if told_greatest >= incarnation:
+            incarnation = raise_incarnation(home, told_greatest)
+        after = self._catalog.view(_files)
+        done = State(
+            left.at_ms,
+            False,
+            filer.unread,
+            incarnation=incarnation,
+            folders=tuple(pending),
+            heads=left.heads,
+        )
+
+        def finish(db: sqlite3.Connection) -> int:
+            save_state(db, done)
+            for name in blocks.roots_with(db, "rebuild:"):
+                if bytes.fromhex(name.removeprefix("rebuild:")) not in pending:
+                    blocks.drop_root(db, name)
+            return _doubt(db)
+
+        doubtful = self._catalog.write(finish).result()
+        return Completed(
+            bundles=found.bundles,
+            copies=found.copies,
+            missing=self._catalog.view(_missing),
+            unread=filer.unread,
+            files=after - before,
+            doubtful=doubtful,
+            incarnation=incarnation,
+        )
+
+    def _to_read(
+        self,
+        left: State,
+        written: Mapping[FolderId, Sequence[KnownHead]],
+        told: Sequence[bytes],
+    ) -> dict[FolderId, list[KnownHead]]:
+        """Heads of this device with something new in them, the oldest first.
+
+        Those whose indexes could not be read before, and those that holders have and the rebuild
+        had not: written before it, or by a copy of HOME elsewhere.
+        """
+        filer = self._filer
+        began = newest_heads(left.heads, filer, self._ring)
+        found = {f: list(of) for f, of in began.items() if f in left.folders}
+        for raw in set(told):
+            one = believed(raw, filer, self._ring)
+            if one is None or one.head.device != filer.node_id:
+                continue
+            folder = one.head.folder
+            if one.order <= _own_order(began.get(folder, ()), filer.node_id):
+                continue
+            newest = _own_order(written.get(folder, ()), filer.node_id)
+            if one.head.incarnation < left.incarnation or one.order > newest:
+                found.setdefault(folder, []).append(one)
+        return {f: sorted(of, key=lambda one: one.order) for f, of in found.items()}
+
+
+def _own_order(heads: Sequence[KnownHead], me: NodeId) -> tuple[int, int]:
+    return max((one.order for one in heads if one.head.device == me), default=(0, 0))
+
+
+def _doubt(db: sqlite3.Connection) -> int:
+    """Originals of which a bundle is nowhere: not as they were recorded, so a scan takes them."""
+    return db.execute(
+        "UPDATE files SET ino=0, ctime_ns=0 WHERE state='protected' AND kind='file' AND ino<>0"
+        " AND id IN (SELECT r.file FROM file_bundles r JOIN bundles b ON b.id=r.bundle"
+        " WHERE b.state='lost')"
+    ).rowcount
+
+
+def _local_meta(store: BundleStore, db: sqlite3.Connection) -> list[BundleId]:
+    query = "SELECT bundle_id FROM bundles WHERE kind=? AND state='sealed'"
+    rows = db.execute(query, (int(Kind.META),)).fetchall()
+    return [BundleId(bundle) for (bundle,) in rows if store.has(bundle)]
+
+
+def _folder_row(folder_id: FolderId, db: sqlite3.Connection) -> folders.FolderRow | None:
+    return folders.by_folder_id(db, folder_id)
+
+
+def _files(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT count(*) FROM files").fetchone()[0])
+
+
+def _missing(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT count(*) FROM bundles WHERE state='lost'").fetchone()[0])
