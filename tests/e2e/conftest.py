@@ -1,0 +1,75 @@
+"""Real nodes for whole modules: starting one takes a second or two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.nodes import Node
+
+NewNode = Callable[..., Node]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
+def _ended(nodes: list[Node]) -> None:
+    """End all, then say whether one had a trouble that it did not expect."""
+    for node in nodes:
+        node.close()
+    for node in nodes:
+        assert "Traceback" not in node.log, f"{node.name}:\n{node.log}"
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewNode]:
+    """Makes nodes that a whole module shares."""
+    base = tmp_path_factory.mktemp("e2e")
+    made: list[Node] = []
+
+    def make(name: str = "laptop", **settings: str) -> Node:
+        made.append(Node(base, name, **settings))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        _ended(made)
+
+
+@pytest.fixture
+def new_node(tmp_path: Path) -> Iterator[NewNode]:
+    """Makes nodes for one test."""
+    made: list[Node] = []
+
+    def make(name: str = "laptop", **settings: str) -> Node:
+        made.append(Node(tmp_path, name, **settings))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        _ended(made)
+
+
+@pytest.fixture(scope="module")
+def node(nodes: NewNode) -> Node:
+    """One lonely node that runs."""
+    lonely = nodes()
+    lonely.init()
+    return lonely.start()
+
+
+@pytest.fixture
+def folder(node: Node, tmp_path: Path) -> Path:
+    """An empty watched folder of the module's node."""
+    path = tmp_path / "Vault"
+    path.mkdir()
+    node.add(path)
+    return path
