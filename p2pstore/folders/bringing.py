@@ -7,10 +7,12 @@ afterwards.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
 import stat as stat_module
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from enum import Enum
@@ -43,7 +45,10 @@ from p2pstore.threads import in_thread
 log = logging.getLogger(__name__)
 
 BATCH_FILES = 500
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 12 << 20
+BATCHES_IN_FLIGHT = 2  # one is read and unsealed while the other waits for the disk
+
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,6 +75,14 @@ class Brought(NamedTuple):
     trash: Trashed | None = None  # on the last of a batch: its placeholders wait in trash
 
 
+class _Read(NamedTuple):
+    """A placeholder that was read and whose manifest is good."""
+
+    placeholder: Placeholder
+    raw: bytes
+    opened: Opened
+
+
 class Bringing:
     """Brings placeholders of one root back; calls may overlap for different files."""
 
@@ -92,53 +105,96 @@ class Bringing:
         self, root: Root, placeholders: Sequence[Placeholder], advance: Advance
     ) -> AsyncIterator[Brought]:
         """Yield each as it is done; one that fails does not stop the others."""
-        small: list[tuple[Placeholder, bytes, Opened]] = []
-        held = 0
-        for placeholder in placeholders:
-            try:
-                raw, opened = await self._read(root, placeholder)
-            except P2PStoreError as exc:
-                yield Brought(placeholder, b"", 0, exc)
-                continue
-            meta = opened.manifest.meta
-            if meta.size > SMALL or meta.extra is not None or opened.manifest.chunks.depth:
-                yield await self._large(root, placeholder, raw, opened, advance)
-                continue
-            small.append((placeholder, raw, opened))
-            held += meta.size
-            if len(small) >= BATCH_FILES or held >= BATCH_BYTES:
-                for brought in await self._small(root, small, advance):
-                    yield brought
-                small, held = [], 0
-        if small:
-            for brought in await self._small(root, small, advance):
-                yield brought
-
-    async def _read(self, root: Root, placeholder: Placeholder) -> tuple[bytes, Opened]:
-        """The manifest as it lies on disk; when that is damaged, as the catalog has it."""
-        raw = await self._in_thread(_read_raw, root, placeholder.name)
+        flying: deque[asyncio.Task[list[Brought]]] = deque()
         try:
-            return raw, self._restore.open(raw)
-        except (FormatError, IntegrityError):
-            row = placeholder.row
-            known = (
-                None if row is None else self._catalog.view(lambda db: files.manifest(db, row.id))
-            )
-            if known is None:
-                raise
-            log.warning(
-                "%s is damaged; it is kept beside, and its recorded version is used.",
-                os.fsdecode(placeholder.name),
-            )
-            opened = self._restore.open(known)
-            mark = b"damaged-%d" % int(self._clock.wall())
-            await self._in_thread(write_placeholder, root, placeholder.name, known, aside=mark)
-            return known, opened
+            async for batch in self._batches(root, placeholders):
+                if isinstance(batch, Brought):
+                    yield batch
+                    continue
+                flying.append(asyncio.ensure_future(self._bring(root, batch, advance)))
+                if len(flying) >= BATCHES_IN_FLIGHT:
+                    for brought in await flying[0]:
+                        yield brought
+                    flying.popleft()
+            while flying:
+                for brought in await flying[0]:
+                    yield brought
+                flying.popleft()
+        finally:
+            for task in flying:
+                task.cancel()
+            await asyncio.gather(*flying, return_exceptions=True)
+
+    async def _bring(self, root: Root, batch: Sequence[_Read], advance: Advance) -> list[Brought]:
+        if len(batch) == 1 and not _is_small(batch[0]):
+            return [await self._large(root, *batch[0], advance)]
+        return await self._small(root, batch, advance)
+
+    async def _batches(
+        self, root: Root, placeholders: Sequence[Placeholder]
+    ) -> AsyncIterator[list[_Read] | Brought]:
+        """Small files together, each large one alone; and those that cannot be read."""
+        small: list[_Read] = []
+        held = 0
+        for start in range(0, len(placeholders), BATCH_FILES):
+            part = placeholders[start : start + BATCH_FILES]
+            outcomes = await self._in_thread(self._read_many, root, part)
+            for placeholder, outcome in zip(part, outcomes, strict=True):
+                try:
+                    read = await self._recorded(root, placeholder, outcome)
+                except P2PStoreError as exc:
+                    yield Brought(placeholder, b"", 0, exc)
+                    continue
+                if not _is_small(read):
+                    yield [read]
+                    continue
+                small.append(read)
+                held += read.opened.manifest.meta.size
+                if len(small) >= BATCH_FILES or held >= BATCH_BYTES:
+                    yield small
+                    small, held = [], 0
+        if small:
+            yield small
+
+    def _read_many(
+        self, root: Root, placeholders: Sequence[Placeholder]
+    ) -> list[_Read | P2PStoreError]:
+        """The manifests as they lie on disk. Runs in a thread."""
+        outcomes: list[_Read | P2PStoreError] = []
+        with Directories(root) as directories:
+            for placeholder in placeholders:
+                try:
+                    raw = _read_raw(directories, placeholder.name)
+                    outcomes.append(_Read(placeholder, raw, self._restore.open(raw)))
+                except P2PStoreError as exc:
+                    outcomes.append(exc)
+        return outcomes
+
+    async def _recorded(
+        self, root: Root, placeholder: Placeholder, outcome: _Read | P2PStoreError
+    ) -> _Read:
+        """For a damaged placeholder what the catalog has; the damaged one is kept beside."""
+        if isinstance(outcome, _Read):
+            return outcome
+        row = placeholder.row
+        if row is None or not isinstance(outcome, FormatError | IntegrityError):
+            raise outcome
+        known = await self._in_thread(self._catalog.view, lambda db: files.manifest(db, row.id))
+        if known is None:
+            raise outcome
+        log.warning(
+            "%s is damaged; it is kept beside, and its recorded version is used.",
+            os.fsdecode(placeholder.name),
+        )
+        opened = self._restore.open(known)
+        mark = b"damaged-%d" % int(self._clock.wall())
+        await self._in_thread(write_placeholder, root, placeholder.name, known, aside=mark)
+        return _Read(placeholder, known, opened)
 
     async def _small(
         self,
         root: Root,
-        batch: Sequence[tuple[Placeholder, bytes, Opened]],
+        batch: Sequence[_Read],
         advance: Advance,
     ) -> list[Brought]:
         manifests = [opened.manifest for _, _, opened in batch]
@@ -148,16 +204,16 @@ class Bringing:
         except P2PStoreError as exc:
             return [Brought(placeholder, b"", 0, exc) for placeholder, _, _ in batch]
         results: list[Brought] = []
-        good: list[tuple[Placeholder, bytes, Opened]] = []
+        good: list[_Read] = []
         landings: list[tuple[Landing, bytes]] = []
         present: list[Landing] = []
         name = self._batch_name()
-        for entry, content in zip(batch, contents, strict=True):
+        targets = await self._in_thread(_targets, root, batch)
+        for entry, content, target in zip(batch, contents, targets, strict=True):
             placeholder, raw, opened = entry
             if isinstance(content, P2PStoreError):
                 results.append(Brought(placeholder, b"", 0, content))
                 continue
-            target = await self._in_thread(_target, root, placeholder, opened.manifest)
             if target is _Target.NEWER:
                 results.append(Brought(placeholder, placeholder.target, 0, None))
                 continue
@@ -172,10 +228,11 @@ class Bringing:
             return results
         intent = await self._begin(root, name, good)
         try:
-            landed = [
-                *await self._in_thread(displace, root, present),
-                *await self._in_thread(arrive, root, landings),
-            ]
+            landed: list[Landed | OSError | P2PStoreError] = []
+            if present:
+                landed.extend(await self._in_thread(displace, root, present))
+            if landings:
+                landed.extend(await self._in_thread(arrive, root, landings))
         except OSError as exc:
             # The journal row stays open: what got a name before this is finished by recovery.
             return results + [Brought(entry[0], b"", 0, _as_ours(entry[0], exc)) for entry in good]
@@ -204,7 +261,7 @@ class Bringing:
         arrival: Arrival | None = None
         try:
             manifest = await self._restore.complete(opened.manifest)
-            target = await self._in_thread(_target, root, placeholder, manifest)
+            (target,) = await self._in_thread(_targets, root, [_Read(placeholder, raw, opened)])
             if target is _Target.NEWER:
                 return Brought(placeholder, placeholder.target, 0, None)
             landing = self._landing(placeholder, raw, manifest, name)
@@ -217,7 +274,7 @@ class Bringing:
                     advance(0, sum(len(piece.content) for piece in pieces))
                 await self._in_thread(arrival.settle)
             # Nothing has a name before this row is open, which recovery closes after a crash.
-            intent = await self._begin(root, name, [(placeholder, raw, opened)])
+            intent = await self._begin(root, name, [_Read(placeholder, raw, opened)])
             if arrival is None:
                 (landed,) = await self._in_thread(displace, root, [landing])
             else:
@@ -241,9 +298,7 @@ class Bringing:
         safe_name(placeholder.target.rpartition(b"/")[2])
         return Landing(placeholder.target, placeholder.name, manifest.meta, batch, raw)
 
-    async def _begin(
-        self, root: Root, name: str, batch: Sequence[tuple[Placeholder, bytes, Opened]]
-    ) -> int:
+    async def _begin(self, root: Root, name: str, batch: Sequence[_Read]) -> int:
         body = Body(
             root.folder_id,
             name,
@@ -277,17 +332,15 @@ class Bringing:
         body = Body(root.folder_id, name, trashed)
 
         def record(db: sqlite3.Connection) -> None:
-            for placeholder, _, _, landed in arrived:
-                row = placeholder.row
-                if row is None:
-                    continue
+            known = [(p.row, landed) for p, _, _, landed in arrived if p.row is not None]
+            for row, landed in known:
                 if landed.path != row.path:
                     files.rename(db, row.id, landed.path)
-                files.set_on_disk(db, [(row.id, State.PROTECTED, *landed.identity)])
-                files.set_state(
-                    db, [row.id], State.PROTECTED, "pinned" if row.pinned else "in work"
-                )
-                files.set_last_use(db, [row.id], now)
+            files.set_on_disk(db, [(r.id, State.PROTECTED, *to.identity) for r, to in known])
+            for pinned, reason in ((0, "in work"), (1, "pinned")):
+                ids = [row.id for row, _ in known if bool(row.pinned) == bool(pinned)]
+                files.set_state(db, ids, State.PROTECTED, reason)
+            files.set_last_use(db, [row.id for row, _ in known], now)
             if trashed:
                 journal.advance(db, intent, TRASHED, body.encode())
             else:
@@ -314,11 +367,17 @@ class _Target(Enum):
     NEWER = "newer"  # a next version, not yet replaced: it is what is opened
 
 
-def _target(root: Root, placeholder: Placeholder, manifest: Manifest) -> _Target:
+def _targets(root: Root, batch: Sequence[_Read]) -> list[_Target]:
+    with Directories(root) as directories:
+        return [_target(directories, read.placeholder, read.opened.manifest) for read in batch]
+
+
+def _target(directories: Directories, placeholder: Placeholder, manifest: Manifest) -> _Target:
     if placeholder.target == placeholder.name:
         return _Target.FREE
     try:
-        fd = root.open(placeholder.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        directory, name = directories.parent(placeholder.target)
+        fd = os.open(name, _LOOK, dir_fd=directory)
     except OSError:
         return _Target.FREE
     try:
@@ -333,13 +392,17 @@ def _target(root: Root, placeholder: Placeholder, manifest: Manifest) -> _Target
     return _Target.NEWER if row is not None and row.path == placeholder.target else _Target.FREE
 
 
-def _read_raw(root: Root, name: bytes) -> bytes:
-    with Directories(root) as directories:
-        try:
-            directory, last = directories.parent(name)
-            return read_placeholder(directory, last, MAX_READ + 1)
-        except OSError as exc:
-            raise Unavailable(f"{os.fsdecode(name)} cannot be read ({exc.strerror}).") from exc
+def _is_small(read: _Read) -> bool:
+    manifest = read.opened.manifest
+    return manifest.meta.size <= SMALL and manifest.meta.extra is None and not manifest.chunks.depth
+
+
+def _read_raw(directories: Directories, name: bytes) -> bytes:
+    try:
+        directory, last = directories.parent(name)
+        return read_placeholder(directory, last, MAX_READ + 1)
+    except OSError as exc:
+        raise Unavailable(f"{os.fsdecode(name)} cannot be read ({exc.strerror}).") from exc
 
 
 def _in_trash(root: Root, batch: str, landed: Sequence[Landed]) -> list[Identity | None]:

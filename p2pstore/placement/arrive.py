@@ -75,10 +75,14 @@ class Arrival:
         self._temporary: bytes | None = None
         self._fd = -1
 
-    def begin(self) -> None:
-        """Reserve the room; NoRoom before the first byte is written."""
+    def begin(self, among: Directories | None = None) -> None:
+        """Reserve the room; NoRoom before the first byte is written.
+
+        `among`: directories that are kept open for several files.
+        """
         landing = self.landing
-        with Directories(self._root) as directories:
+        with contextlib.ExitStack() as own:
+            directories = among or own.enter_context(Directories(self._root))
             directory, _ = directories.made_parent(landing.path)
             try:
                 self._fd = unnamed(directory, 0o600)
@@ -275,18 +279,19 @@ def arrive(
     results: list[Landed | OSError | Unavailable | NoRoom | None] = [None] * len(files)
     arrivals: list[tuple[int, Arrival]] = []
     try:
-        for position, (landing, content) in enumerate(files):
-            arrival = Arrival(root, landing)
-            try:
-                arrival.begin()
-                arrivals.append((position, arrival))
-                arrival.write(_segments(landing.meta, content))
-                arrival.settle(sync=False)
-            except (OSError, NoRoom) as exc:
-                results[position] = exc
-                if arrivals and arrivals[-1][1] is arrival:
-                    arrivals.pop()
-                arrival.abort()
+        with Directories(root) as directories:
+            for position, (landing, content) in enumerate(files):
+                arrival = Arrival(root, landing)
+                try:
+                    arrival.begin(directories)
+                    arrivals.append((position, arrival))
+                    arrival.write(_segments(landing.meta, content))
+                    arrival.settle(sync=False)
+                except (OSError, NoRoom) as exc:
+                    results[position] = exc
+                    if arrivals and arrivals[-1][1] is arrival:
+                        arrivals.pop()
+                    arrival.abort()
         landed = finish(root, [arrival for _, arrival in arrivals], synced=False)
         for (position, _), result in zip(arrivals, landed, strict=True):
             results[position] = result
