@@ -1,0 +1,130 @@
+"""A process that does one job on a `World` and may be killed at any of its writes.
+
+    python -m tests.faults.child   reads one JSON job a line: {base, job, names, kill_at, mutant}
+
+Each job runs in a fork of its own, so that the interpreter starts once. Calls that change something
+on a disk are counted from 1; before call number `kill_at` the fork kills itself with SIGKILL.
+Answers one JSON line: {"killed", "calls", "error"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from p2pstore import syscalls
+from p2pstore.leases import LeaseKeeper
+from p2pstore.placement import root as placement_root
+from p2pstore.store import Catalog
+from tests.faults import mutants
+from tests.faults.world import World
+
+_CHANGING = [
+    *("write", "pwrite", "writev", "pwritev", "ftruncate", "fsync", "fdatasync"),
+    *("rename", "unlink", "rmdir", "link", "mkdir", "utime", "fchmod", "fchown", "setxattr"),
+]
+
+
+class Countdown:
+    """Counts what changes the disk; the call whose number is `kill_at` is not made any more."""
+
+    def __init__(self, kill_at: int) -> None:
+        self.kill_at = kill_at
+        self.calls = 0
+        self._lock = threading.Lock()
+
+    def hit(self) -> None:
+        with self._lock:
+            self.calls += 1
+            if self.calls == self.kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+                signal.pause()
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.hit()
+            return function(*args, **kwargs)
+
+        return counted
+
+    def install(self) -> None:
+        for name in _CHANGING:
+            setattr(os, name, self.around(getattr(os, name)))
+        opens = os.open
+
+        def opened(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if flags & (os.O_CREAT | os.O_TRUNC):
+                self.hit()
+            return opens(path, flags, *args, **kwargs)
+
+        os.open = opened  # type: ignore[assignment]
+        syscalls._renameat2 = self.around(syscalls._renameat2)
+        placement_root.syncfs = self.around(placement_root.syncfs)  # type: ignore[attr-defined]
+        commits = Catalog._commit_group
+
+        def committed(catalog: Catalog, first: Any) -> bool:
+            self.hit()
+            ended = commits(catalog, first)
+            self.hit()
+            return ended
+
+        Catalog._commit_group = committed  # type: ignore[method-assign]
+
+
+def work(base: Path, job: str, names: list[str]) -> None:
+    made = World(base)
+    if job == "replace":
+        made.replace(*names)
+    elif job == "hydrate":
+        for brought in made.hydrate(*names):
+            if brought.error is not None:
+                raise brought.error
+    elif job == "recover":
+        made.recover()
+    elif job == "empty":
+        made.recover()
+        made.empty_trash()
+    else:
+        raise ValueError(job)
+    made.close()
+
+
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        countdown = Countdown(order.get("kill_at") or 0)
+        error = ""
+        try:
+            mutants.plant(order.get("mutant") or "")
+            countdown.install()
+            work(Path(order["base"]), order["job"], order["names"])
+        except BaseException:
+            error = traceback.format_exc()
+        raw = json.dumps({"killed": False, "calls": countdown.calls, "error": error}).encode()
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(raw)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(answer) if answer else {"killed": True, "calls": 0, "error": ""}
+
+
+def main() -> None:
+    LeaseKeeper.block_signals()
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
