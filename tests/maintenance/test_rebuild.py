@@ -1,4 +1,4 @@
-"""A catalog that is gone, damaged or not wanted any more is made anew from what it was a cache of."""
+"""A catalog that is gone or damaged is made anew from what it was a cache of."""
 
 from __future__ import annotations
 
@@ -53,9 +53,14 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.fixture
 def filled(world: World) -> World:
     """Placeholders, a large one among them, an original that stays, a deleted file; indexed."""
-    world.replace({"a.txt": b"alpha", "sub/b.bin": noise(200_000, 1), "large.bin": LARGE})
-    world.protect({"stays.db": b"database"})
-    world.replace({"gone.txt": b"soon deleted"})
+    contents = {
+        "a.txt": b"alpha",
+        "gone.txt": b"soon deleted",
+        "large.bin": LARGE,
+        "stays.db": b"database",
+        "sub/b.bin": noise(200_000, 1),
+    }
+    world.replace(contents, stays=["stays.db"])
     world.delete("gone.txt")
     world.write_index()
     return world

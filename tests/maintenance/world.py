@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -150,11 +150,17 @@ class World:
         return {os.fsdecode(one.path): one for one in results if isinstance(one, Protected)}
 
     def replace(
-        self, contents: Mapping[str, bytes], *, follows: Version | None = None
+        self,
+        contents: Mapping[str, bytes],
+        *,
+        follows: Version | None = None,
+        stays: Collection[str] = (),
     ) -> dict[str, Protected]:
-        """Protect, then put the placeholder in the original's place."""
+        """Protect, then put the placeholder in the original's place, except of those that stay."""
         done = self.protect(contents, follows=follows)
         for name, one in done.items():
+            if name in stays:
+                continue
             (self.folder / name).unlink()
             dot = self.folder / f"{name}.f"
             dot.write_bytes(one.manifest)
