@@ -12,9 +12,10 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from p2pstore.clock import Clock, SystemClock
 from p2pstore.config import Config
@@ -23,16 +24,27 @@ from p2pstore.home import Home
 from p2pstore.ids import BundleId, NodeId, PublicKey, node_id_of, short
 from p2pstore.ingest import Ingest
 from p2pstore.leases import LeaseKeeper
-from p2pstore.maintenance import Evictor, IndexWriter, Ledger, Maintenance, Replicator, recover
+from p2pstore.maintenance import (
+    Evictor,
+    IndexWriter,
+    Ledger,
+    Maintenance,
+    Replicator,
+    ensure_catalog,
+    rebuild_state,
+    recover,
+)
 from p2pstore.members import Group
 from p2pstore.node.network import Network
 from p2pstore.restore import Restore
-from p2pstore.store import Catalog, DiskBundles, HeldStore, blocks
+from p2pstore.store import DiskBundles, HeldStore, blocks
 from p2pstore.syscalls import is_volatile
 from p2pstore.vfs import Vfs
 from p2pstore.watch import OpenWatcher
 
 log = logging.getLogger(__name__)
+
+Progress = Callable[[dict[str, Any]], None]
 
 BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while it runs
 NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
@@ -40,7 +52,15 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Node:
-    def __init__(self, home: Home, config: Config, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        config: Config,
+        clock: Clock | None = None,
+        *,
+        rebuild: Progress | None = None,
+    ) -> None:
+        """With `rebuild` the catalog is made anew, whatever is there; it is told how that goes."""
         self.home = home
         self.config = config
         self.clock = clock or SystemClock()
@@ -54,7 +74,17 @@ class Node:
         self.store = DiskBundles(self.data)
         boot_id = BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"
         self.held = HeldStore(home.path / "held", self.clock, boot_id=boot_id)
-        self.catalog, self.rebuilt = self._open_catalog()
+        self.catalog, self.rebuilt = ensure_catalog(
+            home,
+            self.store,
+            held=self.held,
+            author=self.group.author(),
+            ring=self.group.ring(),
+            judge=self.group.judge,
+            clock=self.clock,
+            anew=rebuild is not None,
+            progress=rebuild or (lambda _: None),
+        )
         recover(self.catalog, self.store)
         self.volatile = None if config.allow_volatile_store else is_volatile(self.data)
         self.keeper = LeaseKeeper()
@@ -98,9 +128,6 @@ class Node:
             clock=self.clock,
         )
 
-    def _open_catalog(self) -> tuple[Catalog, bool]:
-        return Catalog.open(self.home.path / "catalog.sqlite"), False
-
     def _make_maintenance(self) -> Maintenance:
         swarm = self.network.for_maintenance()
         ledger = Ledger(self.catalog)
@@ -140,7 +167,13 @@ class Node:
             fresh_proof_s=self.config.fresh_proof_s,
             gone=lambda _: None,  # what is not announced again is forgotten by the DHT
         )
+        maintenance.rebuilding = self.is_rebuilding()
         return maintenance
+
+    def is_rebuilding(self) -> bool:
+        """Whether holders have still to be asked what the rebuilt catalog cannot know."""
+        state = rebuild_state(self.catalog)
+        return state is not None and state.pending
 
     def _make_folders(self) -> Folders:
         return Folders(
@@ -197,16 +230,6 @@ class Node:
                     for task in tasks:
                         task.cancel()
                     await self.folders.close()
-        finally:
-            await asyncio.to_thread(self.close)
-
-    @contextlib.asynccontextmanager
-    async def borrowed(self) -> AsyncIterator[Node]:
-        """For one command while no node runs: files can be read and brought back."""
-        self.keeper.start()
-        try:
-            self.folders.start(None)
-            yield self
         finally:
             await asyncio.to_thread(self.close)
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from p2pstore.config import Config
-from p2pstore.errors import P2PStoreError, UsageError
+from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.folders import Brought, Preview
 from p2pstore.home import Home
+from p2pstore.maintenance import Rebuilt
 from p2pstore.members import confirm
 from p2pstore.node import inviting
 from p2pstore.node.build import Node
@@ -28,29 +29,40 @@ Progress = Callable[[dict[str, Any]], None]
 Method = Callable[[Args, Progress], Awaitable[Any]]
 
 
+class Life(Protocol):
+    """What a command may ask of the process that it talks to."""
+
+    def stop(self) -> None:
+        """End, safely."""
+
+    def restart(self) -> None:
+        """Begin anew with what HOME says now."""
+
+    async def rebuild(self, progress: Progress) -> Rebuilt:
+        """Begin anew with a catalog that is made from everything else."""
+
+
 class NodeControl:
-    """`node` is None while HOME has no identity: then only `join` works."""
+    """`node` is None between two lives, and while HOME has no identity: then only `join` works."""
 
     def __init__(
         self,
-        node: Node | None,
+        life: Life,
         home: Home,
         config: Config,
-        *,
-        stop: Callable[[], None] = lambda: None,
-        restart: Callable[[], None] = lambda: None,
     ) -> None:
-        self._given = node
+        self.node: Node | None = None
+        self._life = life
         self._home = home
         self._config = config
-        self._stop = stop
-        self._restart = restart
 
     @property
     def _node(self) -> Node:
-        if self._given is None:
-            raise UsageError("Nothing lives in this HOME yet. Start with: p2pstore init")
-        return self._given
+        if self.node is not None:
+            return self.node
+        if self._home.exists:
+            raise Unavailable("The node is starting; try again in a moment.")
+        raise UsageError("Nothing lives in this HOME yet. Start with: p2pstore init")
 
     async def dispatch(self, method: str, args: Args, progress: Progress) -> Any:
         call: Method | None = getattr(self, f"do_{method}", None)
@@ -275,7 +287,7 @@ class NodeControl:
 
     async def do_join(self, args: Args, progress: Progress) -> Any:
         joined = await inviting.join_group(self._home, self._config, args, progress)
-        self._restart()  # a running node begins anew as a member of the group
+        self._life.restart()  # a running node begins anew as a member of the group
         return joined
 
     async def do_connect(self, args: Args, _: Progress) -> Any:
@@ -288,14 +300,20 @@ class NodeControl:
     # -- upkeep -----------------------------------------------------------------------------------
 
     async def do_rebuild_catalog(self, _: Args, progress: Progress) -> Any:
-        return await self._node.rebuild(progress)
+        done = await self._life.rebuild(progress)
+        return {
+            "files": done.files,
+            "bundles": done.bundles,
+            "placeholders": done.placeholders,
+            "missing": done.missing,
+        }
 
     async def do_leave(self, args: Args, progress: Progress) -> Any:
         from p2pstore.node.leaving import leave
 
         result = await leave(self._node, args.get("to"), progress)
         if result["left"]:
-            self._stop()
+            self._life.stop()
         return result
 
 

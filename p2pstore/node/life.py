@@ -16,19 +16,21 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from p2pstore import config as settings
 from p2pstore import sdnotify
 from p2pstore.config import Config
-from p2pstore.errors import UsageError
+from p2pstore.errors import Busy, Unavailable, UsageError
 from p2pstore.home import Home
 from p2pstore.leases import LeaseKeeper
+from p2pstore.maintenance import Rebuilt
 from p2pstore.members import confirm, default_name, found, is_begun
-from p2pstore.node.build import Node
+from p2pstore.node.build import Node, Progress
 from p2pstore.node.control import NodeControl
+from p2pstore.node.rebuilding import complete
 from p2pstore.syscalls import raise_descriptor_limit
 
 log = logging.getLogger(__name__)
@@ -81,46 +83,141 @@ def run(config: Config, path: Path, frontend: MakeFrontend) -> int:
             found(home, config.name or default_name(), now=time.time(), random=os.urandom(32))
             log.warning("A new group. Its 24 words are in %s: write them on paper, then type", path)
             log.warning("    p2pstore words confirm")
-        while asyncio.run(_serve(config, home, frontend)):
-            log.info("Starting anew.")
-            offer = settings.load(path, os.environ, {}).offer
-            config = msgspec.structs.replace(config, offer=offer)
+        asyncio.run(_Running(config, home, frontend).serve())
         return 0
 
 
-async def _serve(config: Config, home: Home, make: MakeFrontend) -> bool:
-    """One life of the node; True when it is to begin another one."""
-    stop = asyncio.Event()
-    again = False
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, stop)
+class _Running:
+    """The node in the foreground: one life after another, behind the same frontends."""
 
-    def restart() -> None:
-        nonlocal again
-        again = True
-        loop.call_later(RESTART_S, stop.set)
+    def __init__(self, config: Config, home: Home, make: MakeFrontend) -> None:
+        self._config = config
+        self._home = home
+        self._control = NodeControl(self, home, config)
+        self._frontend = make(self._control, home.path)
+        self._turn = asyncio.Event()  # this life ends
+        self._ends = False  # and no other one follows
+        self._is_served = False
+        self._rebuild: tuple[Progress, asyncio.Future[Rebuilt]] | None = None
 
-    node = await asyncio.to_thread(Node, home, config)
-    control = NodeControl(node, home, config, stop=stop.set, restart=restart)
-    frontend = make(control, home.path)
-    async with node.running():
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
         try:
-            ui = config.ui
-            await frontend.start(None if ui is None else (ui.host, ui.port))
-            node.ui = frontend.ui
-            if frontend.ui is not None:
-                print(f"Access at: {frontend.ui}", flush=True)
-            log.info("Peers reach this node at %s.", node.listening)
-            sdnotify.notify("READY=1")
-            await _until(stop)
+            while not self._ends:
+                self._turn.clear()
+                await self._live(await self._make())
         finally:
-            log.info("Stopping.")
-            if not again:
-                sdnotify.notify("STOPPING=1")
-                _quit_late()
-            await frontend.close()
-    return again
+            await self._frontend.close()
+
+    async def _make(self) -> Node:
+        wanted, self._rebuild = self._rebuild, None
+        if wanted is None:
+            return await asyncio.to_thread(Node, self._home, self._config)
+        progress, outcome = wanted
+        try:
+            node = await asyncio.to_thread(Node, self._home, self._config, rebuild=progress)
+        except BaseException as exc:
+            outcome.set_exception(exc)
+            raise
+        if node.rebuilt is not None:
+            outcome.set_result(node.rebuilt)
+        return node
+
+    async def _live(self, node: Node) -> None:
+        async with node.running(), asyncio.TaskGroup() as group:
+            completing = group.create_task(complete(node)) if node.is_rebuilding() else None
+            try:
+                self._control.node = node
+                await self._serve_frontends(node)
+                log.info("Peers reach this node at %s.", node.listening)
+                sdnotify.notify("READY=1")
+                await _until(self._turn)
+            finally:
+                self._control.node = None
+                if completing is not None:
+                    completing.cancel()
+                if self._ends:
+                    log.info("Stopping.")
+                    sdnotify.notify("STOPPING=1")
+                    _quit_late()
+                    await self._frontend.close()
+
+    async def _serve_frontends(self, node: Node) -> None:
+        if not self._is_served:
+            self._is_served = True
+            ui = self._config.ui
+            await self._frontend.start(None if ui is None else (ui.host, ui.port))
+            if self._frontend.ui is not None:
+                print(f"Access at: {self._frontend.ui}", flush=True)
+        node.ui = self._frontend.ui
+
+    # -- asked by signals and by the control interface --------------------------------------------
+
+    def _signalled(self) -> None:
+        if self._ends:
+            os._exit(1)  # a second signal quits at once: everything is safe at any instant
+        self.stop()
+
+    def stop(self) -> None:
+        self._ends = True
+        self._turn.set()
+
+    def restart(self) -> None:
+        offer = settings.load(self._home.path, os.environ, {}).offer
+        self._config = msgspec.structs.replace(self._config, offer=offer)
+        asyncio.get_running_loop().call_later(RESTART_S, self._turn.set)
+
+    async def rebuild(self, progress: Progress) -> Rebuilt:
+        if self._rebuild is not None:
+            raise Busy("The catalog is being rebuilt already.")
+        outcome: asyncio.Future[Rebuilt] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._rebuild = (lambda said: _from_thread(loop, progress, said), outcome)
+        self._turn.set()
+        return await outcome
+
+
+class _Borrowed:
+    """A stopped node's parts, lent to one command: no peers are served, no folder is watched."""
+
+    def __init__(self, config: Config, home: Home) -> None:
+        self._config = config
+        self._home = home
+        self.control = NodeControl(self, home, config)
+
+    async def open(self, rebuild: Progress | None = None) -> Node:
+        node = await asyncio.to_thread(Node, self._home, self._config, rebuild=rebuild)
+        node.keeper.start()
+        node.folders.start(None)
+        self.control.node = node
+        return node
+
+    async def close(self) -> None:
+        node, self.control.node = self.control.node, None
+        if node is not None:
+            await node.network.connections.close()
+            await node.network.transport.close()
+            await asyncio.to_thread(node.close)
+
+    def stop(self) -> None:
+        """It ends with the command anyway."""
+
+    def restart(self) -> None:
+        """The next command begins anew anyway."""
+
+    async def rebuild(self, progress: Progress) -> Rebuilt:
+        await self.close()
+        loop = asyncio.get_running_loop()
+        node = await self.open(lambda said: _from_thread(loop, progress, said))
+        if node.rebuilt is None:
+            raise Unavailable("The catalog was not rebuilt.")
+        return node.rebuilt
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, progress: Progress, said: dict[str, Any]) -> None:
+    loop.call_soon_threadsafe(progress, said)
 
 
 async def _until(stop: asyncio.Event) -> None:
@@ -133,12 +230,6 @@ async def _until(stop: asyncio.Event) -> None:
                 return
         except TimeoutError:
             sdnotify.notify("WATCHDOG=1")
-
-
-def _stop(stop: asyncio.Event) -> None:
-    if stop.is_set():
-        os._exit(1)  # a second signal quits at once: everything is safe at any instant
-    stop.set()
 
 
 def _quit_late() -> None:
@@ -158,11 +249,11 @@ async def offline(path: Path) -> AsyncIterator[NodeControl]:
     """The parts of a stopped node for one command, under HOME's lock; no peers, no watching."""
     home = Home(path)
     with home.locked():
-        config = settings.load(path, os.environ, {})
-        if not home.exists or is_begun(home):
-            # Joining makes the identity; nothing else works without one.
-            yield NodeControl(None, home, config)
-            return
-        node = Node(home, config)
-        async with node.borrowed():
-            yield NodeControl(node, home, config)
+        lent = _Borrowed(settings.load(path, os.environ, {}), home)
+        if home.exists and not is_begun(home):
+            await lent.open()
+        # Otherwise joining makes the identity; nothing else works without one.
+        try:
+            yield lent.control
+        finally:
+            await lent.close()

@@ -262,7 +262,7 @@ def _warnings(node: Node) -> list[Json]:
         warn("This device was revoked: it is no member of its group any more.", owner=True)
     if node.volatile is not None:
         warn(f"Nothing is replaced: {node.volatile}.", owner=True)
-    if node.rebuilt:
+    if node.maintenance.rebuilding:
         warn("The catalog was rebuilt; what holders keep is being compared with it.")
     ignored = node.opening.gate.ignored_total
     if ignored:
