@@ -39,6 +39,7 @@ from p2pstore.placement import (
     SUFFIX,
     Claim,
     Identity,
+    Phase,
     Placing,
     Replaced,
     Root,
@@ -218,7 +219,8 @@ class Taking:
                 self._drop(taken, entry, Outcome(result.path, "later", result.reason))
                 continue
             hashes[result.path] = result.hash
-            if not wanted[result.path].replace or not entry.leased:
+            was_leased = entry.leased or entry.phase is Phase.BROKEN
+            if not wanted[result.path].replace or not was_leased:
                 reason = wanted[result.path].reason or "cannot be locked on this file system"
                 self._drop(taken, entry, Outcome(result.path, "protected", reason, result.size))
                 continue

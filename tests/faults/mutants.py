@@ -7,13 +7,17 @@ out of the running program.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from p2pstore import placement
-from p2pstore.content import chunker  # noqa: F401  (loaded before anything is patched)
 from p2pstore.folders import emptying, recovery, taking
 from p2pstore.ingest import pipeline
-from p2pstore.placement import claim, replace, trash
+
+# The door has functions of the same names.
+arrive, claim, replace, trash = (
+    import_module(f"p2pstore.placement.{name}") for name in ("arrive", "claim", "replace", "trash")
+)
 
 
 def plant(name: str) -> None:
@@ -53,7 +57,6 @@ def _original_before_placeholder() -> None:
 
 def _placeholder_unlinked_first() -> None:
     """Hydrate takes the `.f` away before the original has its name."""
-    from p2pstore.placement import arrive
 
     def named(self: Any, directories: Any) -> Any:
         directory, name = directories.parent(self.landing.placeholder)
