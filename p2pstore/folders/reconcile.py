@@ -17,7 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 from p2pstore.content import MAX_READ
-from p2pstore.placement import OWN, SUFFIX, Identity, Root
+from p2pstore.placement import OWN, SUFFIX, Directories, Identity, Root
 from p2pstore.policy import marks_repository
 from p2pstore.store import Catalog, State, files
 from p2pstore.watch import Seen, Unread, scan
@@ -76,18 +76,19 @@ def look_at(root: Root, catalog: Catalog, folder: int, paths: Iterable[bytes]) -
     """Single paths, as hints name them; a directory among them is scanned."""
     findings = Findings()
     plain: list[tuple[bytes, Seen | None]] = []
-    for path in paths:
-        if not path or path == OWN or path.startswith(OWN + b"/"):
-            continue
-        try:
-            seen = _stat(root, path)
-        except OSError as exc:
-            findings.unread.append(Unread(path, exc))
-            continue
-        if seen is not None and stat_module.S_ISDIR(seen.mode):
-            _merge(findings, look_at_all(root, catalog, folder, below=path))
-        else:
-            plain.append((path, seen))
+    with Directories(root) as directories:
+        for path in paths:
+            if not path or path == OWN or path.startswith(OWN + b"/"):
+                continue
+            try:
+                seen = _stat(directories, path)
+            except OSError as exc:
+                findings.unread.append(Unread(path, exc))
+                continue
+            if seen is not None and stat_module.S_ISDIR(seen.mode):
+                _merge(findings, look_at_all(root, catalog, folder, below=path))
+            else:
+                plain.append((path, seen))
     logical = {path for path, _ in plain} | {path.removesuffix(SUFFIX) for path, _ in plain}
     rows = catalog.view(lambda db: files.get_many(db, folder, sorted(logical)))
     known = {
@@ -116,10 +117,11 @@ def _any_below(folder: int, path: bytes, db: sqlite3.Connection) -> bool:
 def still(root: Root, paths: Iterable[bytes]) -> dict[bytes, Seen]:
     """What lies at the paths now; where nothing does or nothing can be seen they are left out."""
     found: dict[bytes, Seen] = {}
-    for path in paths:
-        with contextlib.suppress(OSError):
-            if (seen := _stat(root, path)) is not None:
-                found[path] = seen
+    with Directories(root) as directories:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                if (seen := _stat(directories, path)) is not None:
+                    found[path] = seen
     return found
 
 
@@ -182,19 +184,16 @@ def _conclude(known: dict[bytes, files.Identity], findings: Findings) -> None:
         findings.gone.append(Gone(row.path, row.id, row.state))
 
 
-def _stat(root: Root, path: bytes) -> Seen | None:
+def _stat(directories: Directories, path: bytes) -> Seen | None:
     try:
-        fd = root.open(path, os.O_PATH | os.O_NOFOLLOW)
+        directory, name = directories.parent(path)
+        st = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
         if exc.errno in (errno.ELOOP, errno.EXDEV):
             return None  # a directory on the way became a link: nothing of ours lies there
         raise
-    try:
-        st = os.fstat(fd)
-    finally:
-        os.close(fd)
     return Seen(
         path,
         st.st_ino,

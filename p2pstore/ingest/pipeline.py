@@ -144,6 +144,8 @@ class _Batch:
     """What one call of protect writes, shared by its files."""
 
     keys: EpochKeys
+    me: NodeId
+    group: GroupId
     intent: int  # the open journal row that keeps what this batch relies on
     data: Rolling
     meta: Rolling
@@ -449,7 +451,7 @@ class Ingest:
         keep: Callable[[bytes], tuple[BundleRef, Entry]],
     ) -> tuple[Manifest, bytes]:
         follows = draft.intake.follows
-        me = author.node_id
+        me = batch.me
         if follows is None:
             file_id, vector, parent = FileId(self._random(16)), {me: 1}, b""
         else:
@@ -462,7 +464,7 @@ class Ingest:
             meta=_metadata(draft),
             hash=draft.hash,
             chunks=chunks,
-            group=author.group_id,
+            group=batch.group,
             kind=kind,
         )
         manifest = fit(manifest, author.chain, keep)

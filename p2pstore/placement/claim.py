@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 from p2pstore.errors import Busy
 from p2pstore.leases import LeaseKeeper, Refused
-from p2pstore.placement.root import Root
+from p2pstore.placement.root import Directories, Root
 
 log = logging.getLogger(__name__)
 
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Identity(NamedTuple):
@@ -141,33 +141,38 @@ def claim(
     still claimed, without lease: it can be protected, and stays.
     """
     taken: list[Claim | Turned] = []
-    for path in paths:
-        try:
-            fd = root.open(path, _READ)
-        except OSError as exc:
-            taken.append(_turned(path, exc))
-            continue
-        try:
-            held = Claim(root, path, fd, keeper)
-            if not stat_module.S_ISREG(held.stat.st_mode):
-                raise OSError(errno.EINVAL, "not a regular file")
-            if replaceable(path):
-                held.lease()
-        except Refused as exc:
-            if exc.reason == "writer":
-                os.close(fd)
-                taken.append(Turned(path, "open in another program", later=True))
+    with Directories(root) as directories:
+        for path in paths:
+            try:
+                directory, name = directories.parent(path)
+                fd = os.open(name, _READ, dir_fd=directory)
+            except OSError as exc:
+                taken.append(_turned(path, exc))
                 continue
-        except Busy:
-            os.close(fd)
-            taken.append(Turned(path, "too many files at once", later=True))
-            continue
-        except OSError as exc:
-            os.close(fd)
-            taken.append(_turned(path, exc))
-            continue
-        taken.append(held)
+            taken.append(_claim(root, path, fd, keeper, replaceable(path)))
     return taken
+
+
+def _claim(
+    root: Root, path: bytes, fd: int, keeper: LeaseKeeper, replaceable: bool
+) -> Claim | Turned:
+    try:
+        held = Claim(root, path, fd, keeper)
+        if not stat_module.S_ISREG(held.stat.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if replaceable:
+            held.lease()
+    except Refused as exc:
+        if exc.reason == "writer":
+            os.close(fd)
+            return Turned(path, "open in another program", later=True)
+    except Busy:
+        os.close(fd)
+        return Turned(path, "too many files at once", later=True)
+    except OSError as exc:
+        os.close(fd)
+        return _turned(path, exc)
+    return held
 
 
 def _turned(path: bytes, exc: OSError) -> Turned:
