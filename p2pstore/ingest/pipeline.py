@@ -501,6 +501,8 @@ class Ingest:
         contents = Kind.META if kind == "index" else Kind.DATA
         batch = _Batch(
             keys=keys,
+            me=author.node_id,
+            group=author.group_id,
             intent=intent,
             data=roll(contents, remember=True),
             meta=roll(Kind.META, remember=False),
