@@ -788,7 +788,11 @@ class Folder:
 
     def _settle_outcome(self, outcome: Outcome, candidate: Candidate) -> None:
         clock = self._parts.clock
-        if outcome.state == "later":
+        if outcome.state == "later" and outcome.reason == TOO_MANY:
+            # Its turn comes when the leases of others are given back: no reason to stay.
+            until = clock.monotonic() + LEASE_HOLD_S
+            self.waiting.defer(outcome.path, candidate.identity, "", until=until)
+        elif outcome.state == "later":
             until = clock.monotonic() + RETRY_S
             self.waiting.defer(outcome.path, candidate.identity, outcome.reason, until=until)
         elif outcome.state in ("gone", "found placeholder"):
@@ -836,6 +840,7 @@ class Folder:
                 self._trash.append(left)
 
 
+TOO_MANY = "too many files at once"  # what a claim beyond the budget of leases is told
 RETRIED = frozenset((IN_WORK, "opened for writing meanwhile", "changed meanwhile"))
 
 
