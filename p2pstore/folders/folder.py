@@ -41,6 +41,7 @@ from p2pstore.folders.reconcile import (
     still,
 )
 from p2pstore.folders.recovery import Recovery
+from p2pstore.folders.references import bundles_named
 from p2pstore.folders.taking import (
     Candidate,
     Outcome,
@@ -93,6 +94,7 @@ RESCAN_S = 600.0  # hints can be lost in silence
 MASS_WINDOW_S = 60.0
 PRESENCE_S = 2.0
 IN_WORK = "in work"
+MISNAMED = "a placeholder without .f at the end of its name"
 
 
 class Room(Protocol):
@@ -151,6 +153,7 @@ class Folder:
         self._judge_anew = False  # at the next scan
         self._forced: set[bytes] = set()  # to be replaced now, in work or not
         self._trash: list[Trashed] = []
+        self._held: list[list[Claim]] = []  # leased a second longer, of each batch
         self._news = asyncio.Event()
         self._batches = 0
 
@@ -300,6 +303,9 @@ class Folder:
         self.scanned = False
         self._dirty.clear()
         self._rescan = "start"
+        held, self._held = self._held, []
+        for claims in held:  # whoever breaks a lease needs the root to get his file back
+            await self.in_thread(_close_all, claims)
         if root is not None:
             root.close()
 
@@ -487,6 +493,8 @@ class Folder:
             log.warning("%s is a damaged placeholder: %s", os.fsdecode(seen.path), exc)
             return
 
+        named = bundles_named(manifest, self._parts.store)
+
         def meet(db: sqlite3.Connection) -> None:
             row = files.get(db, self.row, path)
             if row is not None and row.state != State.DELETED and row.file_id == manifest.file_id:
@@ -521,10 +529,66 @@ class Folder:
                 ],
                 [raw],
             )
-            known = blocks.get_bundles(db, [ref.bundle_id for ref in manifest.chunks.bundles])
+            known = blocks.get_bundles(db, sorted(named))
             blocks.set_file_bundles(db, [(number, [row.id for row in known.values()])])
 
         catalog.write(meet).result()
+        self._gone.pop(path, None)
+
+    def _meet_misnamed(self, root: Root, path: bytes) -> None:
+        """A placeholder under a name without `.f`: known as what it is, never taken as content.
+
+        Its row keeps the blocks alive that it needs, and brings the file back under that name.
+        """
+        seen = still(root, [path]).get(path)
+        if seen is None:
+            return
+        try:
+            fd = root.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return
+        with os.fdopen(fd, "rb") as file:
+            raw = file.read(MAX_READ + 1)
+        try:
+            manifest = open_manifest(raw, self._parts.ring()).manifest
+        except P2PStoreError as exc:
+            log.warning("%s is a placeholder that cannot be read: %s", os.fsdecode(path), exc)
+            row = _plain_row(self.row, seen, State.SKIPPED, "a placeholder that cannot be read")
+            self._parts.catalog.write(lambda db: files.upsert_many(db, [row])).result()
+            return
+        named = bundles_named(manifest, self._parts.store)
+
+        def meet(db: sqlite3.Connection) -> None:
+            for other in files.by_file_id(db, self.row, manifest.file_id):
+                if other.path != path and not still(root, [disk_name(other.path, other.state)]):
+                    files.rename(db, other.id, path)
+                    break
+            there = files.get(db, self.row, path)
+            base = there or _plain_row(self.row, seen, State.CONFLICT, MISNAMED)
+            (number,) = files.upsert_many(
+                db,
+                [
+                    base._replace(
+                        state=State.CONFLICT,
+                        reason=MISNAMED,
+                        file_id=manifest.file_id,
+                        version=encode_version(manifest.version),
+                        hash=manifest.hash,
+                        file_size=manifest.meta.size,
+                        size=seen.size,
+                        ino=seen.ino,
+                        mtime_ns=seen.mtime_ns,
+                        ctime_ns=seen.ctime_ns,
+                        replaced_before=1,
+                    )
+                ],
+                [raw],
+            )
+            known = blocks.get_bundles(db, sorted(named))
+            kept = blocks.bundles_of_file(db, number) if there is not None else []
+            blocks.set_file_bundles(db, [(number, {row.id for row in (*known.values(), *kept)})])
+
+        self._parts.catalog.write(meet).result()
         self._gone.pop(path, None)
 
     def _record_others(self, root: Root, links: Sequence[Seen], others: Sequence[Seen]) -> None:
@@ -559,7 +623,7 @@ class Folder:
             self.mass_change = (lost, total)
             await self._pause(f"{lost} of {total} files are gone or changed at once")
             return
-        if not ripe:
+        if not ripe or not await self.in_thread(root.is_present):
             return
         rows = await self.in_thread(
             self._parts.catalog.view, lambda db: files.get_many(db, self.row, ripe)
@@ -571,9 +635,12 @@ class Folder:
         for path in ripe:
             self._gone.pop(path, None)
         if doomed:
-            self._losses.append((now, len(doomed)))
+            if not self._accepted:
+                self._losses.append((now, len(doomed)))
             await self._parts.catalog.awrite(partial(self._retire, doomed))
             self._parts.protected()
+        if not self._gone:
+            self._accepted = False  # the owner's word was for this change, not for the next one
 
     def _retire(self, rows: Sequence[FileRow], db: sqlite3.Connection) -> None:
         now = int(self._parts.clock.wall() * 1000)
@@ -781,9 +848,12 @@ class Folder:
                 self.in_flight.pop(path, None)
             self._just_placed.append((self._parts.clock.monotonic(), frozenset(candidates)))
             self.end_ours(candidates)
-        for outcome in taken.outcomes:
-            self._settle_outcome(outcome, candidates[outcome.path])
         self._hold(taken)
+        for outcome in taken.outcomes:
+            if outcome.state == "found placeholder":
+                await self.in_thread(self._meet_misnamed, root, outcome.path)
+            else:
+                self._settle_outcome(outcome, candidates[outcome.path])
         self._parts.protected()
 
     def _settle_outcome(self, outcome: Outcome, candidate: Candidate) -> None:
@@ -795,7 +865,7 @@ class Folder:
         elif outcome.state == "later":
             until = clock.monotonic() + RETRY_S
             self.waiting.defer(outcome.path, candidate.identity, outcome.reason, until=until)
-        elif outcome.state in ("gone", "found placeholder"):
+        elif outcome.state == "gone":
             self._dirty.add(outcome.path)
         elif outcome.state == "protected" and outcome.reason == IN_WORK:
             self._wait_for_end_of_work(outcome.path, candidate.identity, clock.wall())
@@ -809,8 +879,14 @@ class Folder:
             since = int(self._parts.clock.wall() * 1000)
             self._trash.append(Trashed(taken.intent, taken.body, since, False))
         if taken.claims:
-            loop = asyncio.get_running_loop()
-            loop.call_later(LEASE_HOLD_S, self._parts.pool.submit, _close_all, taken.claims)
+            self._held.append(taken.claims)
+            asyncio.get_running_loop().call_later(LEASE_HOLD_S, self._let_go, taken.claims)
+
+    def _let_go(self, claims: list[Claim]) -> None:
+        """The second is over; when the folder was left before, its claims are closed already."""
+        if claims in self._held:
+            self._held.remove(claims)
+            self._parts.pool.submit(_close_all, claims)
 
     # -- trash ------------------------------------------------------------------------------------
 
@@ -832,12 +908,18 @@ class Folder:
         for batch in due:
             self._trash.remove(batch)
             parts = self._parts
-            left, back = await self.in_thread(
-                empty, root, self.row, batch, parts.catalog, parts.store, parts.keeper
-            )
+            left: Trashed | None = batch
+            back: list[bytes] = []
+            try:
+                left, back = await self.in_thread(
+                    empty, root, self.row, batch, parts.catalog, parts.store, parts.keeper
+                )
+            except OSError as exc:
+                log.warning("The trash of %s cannot be emptied now: %s", self.path, exc)
             self._dirty.update(back)
             if left is not None:
-                self._trash.append(left)
+                since = now + (RETRY_S - parts.trash_hold_s) * 1000
+                self._trash.append(left._replace(since_ms=int(since)))
 
 
 TOO_MANY = "too many files at once"  # what a claim beyond the budget of leases is told

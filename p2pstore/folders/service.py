@@ -401,7 +401,7 @@ class Folders:
         root = folder.root
         if root is None:
             raise Unavailable(f"{folder.path} is not there.")
-        rows = self.rows_below(folder, relative, (State.PLACEHOLDER,))
+        rows = self.rows_below(folder, relative, (State.PLACEHOLDER, State.CONFLICT))
         whole = os.fsencode(folder.path) + b"/"
         placeholders = [Placeholder(disk_name(row.path, row.state), row) for row in rows]
         if not placeholders and relative and not os.path.isdir(path):

@@ -77,7 +77,9 @@ class Root:
         syncfs(self.fd)
 
     def close(self) -> None:
-        os.close(self.fd)
+        # Whoever still has this root must fail: the number is soon another directory's.
+        fd, self.fd = self.fd, -1
+        os.close(fd)
 
 
 class Directories:

@@ -1,0 +1,31 @@
+"""Which bundles a placeholder needs: all of them, also those that only its chunk lists name."""
+
+from __future__ import annotations
+
+from p2pstore.content import BundleRef, Entry, Manifest, Unsealer, walk
+from p2pstore.errors import P2PStoreError
+from p2pstore.ids import BundleId
+from p2pstore.store import BundleStore
+
+
+def bundles_named(manifest: Manifest, store: BundleStore) -> set[BundleId]:
+    """The bundles of its content, its lists and its attributes.
+
+    A list that is not in the local store hides what is below it: those bundles are left out.
+    """
+    unsealer = Unsealer()
+    found = {ref.bundle_id for ref in manifest.chunks.bundles}
+    if manifest.meta.extra is not None:
+        found.add(manifest.meta.extra[0].bundle_id)
+
+    def load(ref: BundleRef, entry: Entry) -> bytes:
+        found.add(ref.bundle_id)
+        block = store.read_blocks(ref.bundle_id, [entry.block])[entry.block]
+        return unsealer.unseal(block, entry.key)[entry.offset : entry.offset + entry.length]
+
+    if manifest.chunks.depth:
+        try:
+            found.update(ref.bundle_id for _, ref, _ in walk(manifest.chunks, load))
+        except P2PStoreError:
+            return found
+    return found

@@ -1,0 +1,272 @@
+"""A watched folder as its owner lives with it: nothing he does there loses anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+import pytest
+
+from p2pstore.placement import Root
+from p2pstore.store import State, blocks, files
+from tests.faults.world import Oracle
+from tests.folders.conftest import Watched
+
+
+async def test_files_are_replaced_and_their_trash_is_emptied(watched: Watched) -> None:
+    made = watched.world
+    for name in ("one", "below/two"):
+        made.write(name, name.encode())
+    await watched.until(lambda: made.names() == {b"one.f", b"below/two.f"})
+    await watched.until(lambda: not made.waiting())
+
+
+async def test_moved_placeholder_takes_its_file_along(watched: Watched) -> None:
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    made.at("below").mkdir()
+    os.rename(made.at("one.f"), made.at("below/two.f"))
+    await watched.until(lambda: watched.state(b"below/two") == State.PLACEHOLDER)
+    await watched.until(lambda: watched.state(b"one") in ("", State.DELETED))
+    (brought,) = await brought_back(watched, b"below/two.f")
+    assert brought is None
+    assert made.at("below/two").read_bytes() == b"content"
+
+
+async def brought_back(watched: Watched, *names: bytes) -> list[object]:
+    from p2pstore.folders import Placeholder
+
+    made = watched.world
+    placeholders = [Placeholder(n, made.file_row(n.removesuffix(b".f"))) for n in names]
+    found = made.bringing.bring(made.root, placeholders, lambda _files, _size: None)
+    return [brought.error async for brought in found]
+
+
+async def test_copied_placeholder_keeps_all_its_bundles_alive(watched: Watched) -> None:
+    """A long file's `.f` names only its list; what the list names must be kept for the copy too."""
+    made = watched.world
+    made.write("long", os.urandom(9 << 20))
+    await watched.until(lambda: watched.state(b"long") == State.PLACEHOLDER)
+    await watched.settled()
+    shutil.copy(made.at("long.f"), made.at("copy.f"))
+    await watched.until(lambda: watched.state(b"copy") == State.PLACEHOLDER)
+
+    def needed(path: bytes) -> set[bytes]:
+        row = made.file_row(path)
+        assert row is not None
+        found = made.catalog.view(lambda db: blocks.bundles_of_file(db, row.id))
+        return {bundle.bundle_id for bundle in found}
+
+    assert needed(b"copy") == needed(b"long")
+
+
+async def test_placeholder_renamed_to_the_originals_name_is_known_for_what_it_is(
+    watched: Watched,
+) -> None:
+    made = watched.world
+    made.write("photo.jpg", b"content")
+    await watched.until(lambda: watched.state(b"photo.jpg") == State.PLACEHOLDER)
+    await watched.settled()
+    os.rename(made.at("photo.jpg.f"), made.at("other.jpg"))
+    await watched.until(lambda: watched.state(b"other.jpg") == State.CONFLICT)
+    await watched.settled()
+    row = made.file_row("other.jpg")
+    assert row is not None
+    assert made.catalog.view(lambda db: blocks.bundles_of_file(db, row.id))
+    assert made.names() == {b"other.jpg"}
+    assert await brought_back(watched, b"other.jpg") == [None]
+    assert made.at("other.jpg").read_bytes() == b"content"
+    # And it stays: it has just been asked for.
+    await watched.settled()
+    assert made.names() == {b"other.jpg"}
+
+
+async def test_damaged_copy_of_a_placeholder_is_not_taken_as_content(watched: Watched) -> None:
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    raw = made.at("one.f").read_bytes()
+    made.write("one.f.damaged-1", raw[:-1])
+    await watched.until(lambda: watched.state(b"one.f.damaged-1") == State.SKIPPED)
+    await watched.settled()
+    assert made.names() == {b"one.f", b"one.f.damaged-1"}
+
+
+async def test_deleted_placeholder_is_kept_in_the_history(watched: Watched) -> None:
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    raw = made.at("one.f").read_bytes()
+    made.at("one.f").unlink()
+    await watched.until(lambda: watched.state(b"one") == State.DELETED)
+    (past,) = made.catalog.view(lambda db: files.history(db, made.row, b"one"))
+    assert past.manifest == raw
+    oracle = Oracle(made.base)
+    assert oracle.content_of(raw) == b"content"
+    oracle.close()
+
+
+async def test_own_file_of_that_name_becomes_a_file_like_any_other(watched: Watched) -> None:
+    made = watched.world
+    made.write("solver.f", b"      PROGRAM MAIN")
+    await watched.until(lambda: made.names() == {b"solver.f.f"})
+
+
+async def test_root_that_vanishes_concludes_nothing(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pstore.folders.folder.PRESENCE_S", 0.2)
+    made = watched.world
+    for number in range(5):
+        made.write(f"file {number}", b"content %d" % number)
+    await watched.until(
+        lambda: len(made.names()) == 5 and all(n[-2:] == b".f" for n in made.names())
+    )
+    await watched.settled()
+    away = made.base / "away"
+    os.rename(made.path, away)
+    await watched.until(lambda: watched.folder.root is None)
+    assert {row.state for row in watched.rows().values()} == {State.PLACEHOLDER}
+    os.rename(away, made.path)
+    await watched.until(lambda: watched.folder.root is not None)
+    await watched.settled()
+    assert {row.state for row in watched.rows().values()} == {State.PLACEHOLDER}
+
+
+async def test_emptied_root_without_its_marker_concludes_nothing(watched: Watched) -> None:
+    """An unplugged disk leaves an empty directory of the same name; so does `rm -rf`."""
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    shutil.rmtree(made.path / ".p2pstore")
+    made.at("one.f").unlink()
+    await watched.until(lambda: watched.folder.root is None)
+    assert watched.state(b"one") == State.PLACEHOLDER
+
+
+async def many(watched: Watched, number: int = 30) -> set[bytes]:
+    made = watched.world
+    for i in range(number):
+        made.write(f"{i:02}", b"content %d" % i)
+    names = {b"%02d.f" % i for i in range(number)}
+    await watched.until(lambda: made.names() == names)
+    await watched.settled()
+    return names
+
+
+async def test_mass_deletion_pauses_and_can_be_undone(watched: Watched) -> None:
+    made = watched.world
+    names = await many(watched)
+    watched.set(settle_s=0.3)
+    for name in names:
+        made.at(name).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    assert {row.state for row in watched.rows().values()} == {State.PLACEHOLDER}
+    assert await watched.folder.undo_change() == 30
+    await watched.settled()
+    assert made.names() == names
+    assert not watched.folder.is_paused
+
+
+async def test_mass_deletion_that_is_accepted_goes_to_the_history(watched: Watched) -> None:
+    made = watched.world
+    names = await many(watched)
+    watched.set(settle_s=0.3)
+    for name in names:
+        made.at(name).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    watched.folder.accept_change()
+    await watched.until(lambda: not watched.rows())
+    past = made.catalog.view(lambda db: files.deleted_beneath(db, made.row))
+    assert len(past) == 30
+
+
+async def test_accepting_one_mass_change_does_not_accept_the_next(watched: Watched) -> None:
+    made = watched.world
+    names = await many(watched)
+    watched.set(settle_s=0.3)
+    for name in names:
+        made.at(name).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    watched.folder.accept_change()
+    await watched.until(lambda: not watched.rows())
+    watched.set(settle_s=0.0)
+    names = await many(watched)
+    watched.set(settle_s=0.3)
+    await watched.settled()
+    for name in names:
+        made.at(name).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    assert len(watched.rows()) == 30
+
+
+async def test_editor_that_saves_beside_its_placeholder_keeps_both_versions(
+    watched: Watched,
+) -> None:
+    """The file vanished from under an editor that holds no descriptor; it writes the name anew."""
+    made = watched.world
+    made.write("text", b"first")
+    await watched.until(lambda: watched.state(b"text") == State.PLACEHOLDER)
+    await watched.settled()
+    made.write("text", b"second")
+    await watched.until(lambda: watched.state(b"text") == State.PROTECTED)
+    await watched.settled()
+    assert made.names() == {b"text", b"text.f"}
+    oracle = Oracle(made.base)
+    oracle.assert_nothing_lost([b"first", b"second"])
+    oracle.close()
+    past = made.catalog.view(lambda db: files.history(db, made.row, b"text"))
+    assert len(past) == 1
+
+
+async def test_editor_that_saves_by_rename_keeps_both_versions(watched: Watched) -> None:
+    made = watched.world
+    made.write("text", b"first")
+    await watched.until(lambda: watched.state(b"text") == State.PLACEHOLDER)
+    await watched.settled()
+    made.write("text.new", b"second")
+    os.rename(made.at("text.new"), made.at("text"))
+    await watched.until(lambda: watched.state(b"text") == State.PROTECTED)
+    row = made.file_row("text")
+    assert row is not None
+    assert row.file_size == len(b"second")
+    assert made.at("text").read_bytes() == b"second"
+
+
+async def test_file_that_is_written_without_pause_is_left_alone(watched: Watched) -> None:
+    made = watched.world
+    with open(made.write("log", b"begin\n"), "ab", buffering=0) as log:
+        await watched.until(lambda: bool(watched.folder.waiting.reasons()))
+        assert dict(watched.folder.waiting.reasons())[b"log"] == "open in another program"
+        log.write(b"end\n")
+    assert made.at("log").read_bytes() == b"begin\nend\n"
+
+
+async def test_trash_that_cannot_be_emptied_does_not_end_the_watch(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, tried = watched.world, []
+
+    def broken(*_: object) -> None:
+        tried.append(True)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("p2pstore.folders.folder.empty", broken)
+    made.write("one", b"content")
+    await watched.until(lambda: bool(tried))
+    made.write("two", b"content of another")
+    await watched.until(lambda: watched.state(b"two") == State.PLACEHOLDER)
+    assert len(made.waiting()) == len(watched.folder.trash())
+
+
+async def test_closed_root_opens_nothing(watched: Watched) -> None:
+    """A descriptor's number is soon somebody else's: a root that was left fails instead."""
+    root = Root(watched.world.path, watched.folder.folder_id)
+    root.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        root.open(b"file", os.O_RDONLY)
