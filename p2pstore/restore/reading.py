@@ -3,14 +3,15 @@
 Every block is checked against its id by the source, against its key when it is unsealed, and
 against the manifest's length here; a whole file also against its BLAKE3. A range loads only its
 own blocks and the chunk lists above them, so that a video seeks without its rest. Work is done
-in windows of `WINDOW` bytes: one request to the source and one thread hop each, the next window
-fetched while one is unsealed.
+in windows of `WINDOW` bytes: one request to the source and one thread hop each, the next windows
+fetched and unsealed while one is written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple, Protocol
@@ -34,7 +35,8 @@ from p2pstore.content import (
 from p2pstore.errors import IntegrityError, P2PStoreError
 from p2pstore.ids import BlockId, PublicKey
 
-WINDOW = 8 << 20  # plain bytes unsealed at a time; two are in memory
+WINDOW = 4 << 20  # plain bytes unsealed at a time
+AHEAD = 3  # windows that are fetched and unsealed while one is written; bounds memory
 SMALL = 4 << 20  # a file up to this size is handled whole, with others like it
 _ZEROS = bytes(1 << 20)
 
@@ -156,25 +158,25 @@ class Restore:
         start: int,
         stop: int,
     ) -> AsyncIterator[tuple[list[_Extent], list[bytes]]]:
-        """Windows of extents with their payloads, one fetched ahead."""
-        pending: tuple[list[_Extent], asyncio.Task[list[bytes]]] | None = None
+        """Windows of extents with their payloads, in order, some of them fetched ahead."""
+        flying: deque[tuple[list[_Extent], asyncio.Task[list[bytes]]]] = deque()
         try:
             async for window in self._windows(manifest, segments, start, stop):
-                following = window, asyncio.ensure_future(self._payloads(window))
-                if pending is not None:
-                    extents, task = pending
-                    pending = following
-                    yield extents, await task
-                else:
-                    pending = following
-            if pending is not None:
-                extents, task = pending
-                pending = None
-                yield extents, await task
+                flying.append((window, asyncio.ensure_future(self._payloads(window))))
+                if len(flying) > AHEAD:
+                    extents, task = flying[0]
+                    payloads = await task
+                    flying.popleft()
+                    yield extents, payloads
+            while flying:
+                extents, task = flying[0]
+                payloads = await task
+                flying.popleft()
+                yield extents, payloads
         finally:
-            if pending is not None:
-                pending[1].cancel()
-                await asyncio.gather(pending[1], return_exceptions=True)
+            for _, task in flying:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in flying), return_exceptions=True)
 
     async def _windows(
         self,
