@@ -106,12 +106,16 @@ class Node:
             timeout=timeout_s,
             check=False,
         )
-        return Done(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr), done.stdout)
+        return Done(
+            done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr), done.stdout
+        )
 
     def ok(self, *args: str | bytes | Path, stdin: str = "") -> Done:
         """Run one command that has to succeed."""
         done = self.type(*args, stdin=stdin)
-        assert done.code == 0, f"{args}: exit {done.code}\n{done.out}\n{done.err}\n{self.log[-3000:]}"
+        assert done.code == 0, (
+            f"{args}: exit {done.code}\n{done.out}\n{done.err}\n{self.log[-3000:]}"
+        )
         return done
 
     def spawn(self, *args: str | bytes | Path) -> subprocess.Popen[bytes]:

@@ -272,8 +272,10 @@ def test_killed_again_and_again_nothing_is_lost(new_node: NewNode, tmp_path: Pat
     for stem in ("3", "14", "27"):
         node.kill()
         for name in files:
-            assert (folder / name).exists() or (folder / f"{name}.f").exists() or list(
-                (folder / ".p2pstore" / "trash").rglob(name)
+            assert (
+                (folder / name).exists()
+                or (folder / f"{name}.f").exists()
+                or list((folder / ".p2pstore" / "trash").rglob(name))
             )
         node.start()
         until(
