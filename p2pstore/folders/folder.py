@@ -214,10 +214,23 @@ class Folder:
         for path in paths:
             self._dirty.update((path, path + SUFFIX))
 
-    def force(self, paths: Iterable[bytes]) -> None:
+    def force(self, rows: Iterable[FileRow]) -> None:
         """Replace these now, whatever `settle` and `keep` say; leases are respected."""
-        self._forced.update(paths)
-        self._dirty.update(paths)
+        now = self._parts.clock.monotonic()
+        for row in rows:
+            if row.path not in self.in_flight:
+                self._forced.add(row.path)
+                identity = Identity(row.ino, row.size, row.mtime_ns, row.ctime_ns)
+                self.waiting.defer(row.path, identity, "", until=now)
+        self._news.set()
+
+    def force_new(self, path: bytes) -> None:
+        """The same for what is at or below a path and not in the catalog yet."""
+        now = self._parts.clock.monotonic()
+        for waiting in self.waiting.below(path):
+            self._forced.add(waiting)
+            self.waiting.hurry(waiting, now=now)
+        self._dirty.add(path)
         self._news.set()
 
     def is_settled(self) -> bool:
@@ -239,6 +252,7 @@ class Folder:
 
     def forcing(self) -> bool:
         """Something that was to be replaced now has not been judged yet."""
+        self._forced = {p for p in self._forced if p in self.waiting or p in self.in_flight}
         return bool(self._forced)
 
     def next_version_at(self, path: bytes) -> bytes:

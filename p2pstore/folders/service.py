@@ -460,32 +460,30 @@ class Folders:
 
     async def dehydrate(self, paths: Sequence[str], progress: Progress) -> dict[str, str]:
         """Replace now; path -> why it stays, empty when it was replaced."""
-        asked: dict[FolderId, tuple[Folder, list[FileRow]]] = {}
-        results: dict[str, str] = {}
-        for path in paths:
-            folder, relative = self.need(path)
-            folder.ask_rescan("dehydrate")
-            rows = self.rows_below(folder, relative, (State.PROTECTED, State.PLACEHOLDER))
-            asked.setdefault(folder.folder_id, (folder, []))[1].extend(rows)
-            folder.force(
-                [row.path for row in rows if row.state == State.PROTECTED]
-                or ([relative] if relative else [])
-            )
-            if not rows:
-                results[path] = ""
-        for folder, _ in asked.values():
-            while not folder.is_settled() or folder.forcing():
+        states = (State.PROTECTED, State.PLACEHOLDER)
+        asked = [(*self.need(path), path) for path in paths]
+        for folder, relative, _ in asked:
+            folder.force(self.rows_below(folder, relative, (State.PROTECTED,)))
+            folder.force_new(relative)
+        folders_asked = {folder.folder_id: folder for folder, _, _ in asked}.values()
+        most = sum(folder.pending() for folder in folders_asked)
+        while any(not folder.is_settled() or folder.forcing() for folder in folders_asked):
+            for folder in folders_asked:
                 if folder.is_paused:
                     raise Unavailable(f"{folder.path} is paused: {folder.entry.paused}")
-                progress({"stage": "replace", "files_total": folder.pending()})
-                await asyncio.sleep(POLL_S)
-        for path in paths:
-            folder, relative = self.need(path)
-            results.pop(path, None)
-            for row in self.rows_below(folder, relative, (State.PROTECTED, State.PLACEHOLDER)):
-                whole = os.path.join(folder.path, os.fsdecode(row.path))
+            left = sum(folder.pending() for folder in folders_asked)
+            most = max(most, left)
+            progress({"stage": "replace", "files": most - left, "files_total": most})
+            await asyncio.sleep(POLL_S)
+        results: dict[str, str] = {}
+        for folder, relative, path in asked:
+            rows = self.rows_below(folder, relative, states)
+            for row in rows:
                 stays = row.reason or folder.waiting.reason(row.path) or "it is being protected"
+                whole = os.path.join(folder.path, os.fsdecode(row.path))
                 results[whole] = "" if row.state == State.PLACEHOLDER else stays
+            if not rows and not os.path.isdir(path):
+                results[path] = folder.waiting.reason(relative) or "there is no such file"
         return results
 
     async def pin(self, paths: Sequence[str], pinned: bool, progress: Progress) -> list[Brought]:

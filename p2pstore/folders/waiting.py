@@ -76,6 +76,11 @@ class Waiting:
         self._put(path, known._replace(due=now))
         return True
 
+    def below(self, path: bytes) -> list[bytes]:
+        """Those at `path` or beneath it; all for the empty path."""
+        prefix = path + b"/"
+        return [p for p in self._rest if not path or p == path or p.startswith(prefix)]
+
     def next_due(self) -> float | None:
         """When to look again; never later than the first that is due."""
         return self._heap[0][0] if self._heap else None
