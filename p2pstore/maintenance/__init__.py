@@ -1,19 +1,31 @@
 """Maintenance: copies, indexes, eviction, and what else keeps the store healthy by itself."""
 
+from p2pstore.maintenance.check import Checked, check
+from p2pstore.maintenance.complete import Completed, Holding, complete_with_holdings
 from p2pstore.maintenance.evict import Evictor, Freed, recover
 from p2pstore.maintenance.facts import Ledger, World
 from p2pstore.maintenance.index import IndexWriter
+from p2pstore.maintenance.rebuild import Rebuilt, ensure_catalog
+from p2pstore.maintenance.rebuild import state as rebuild_state
 from p2pstore.maintenance.replicate import Replicator
 from p2pstore.maintenance.service import Maintenance, Swarm
 
 __all__ = [
+    "Checked",
+    "Completed",
     "Evictor",
     "Freed",
+    "Holding",
     "IndexWriter",
     "Ledger",
     "Maintenance",
+    "Rebuilt",
     "Replicator",
     "Swarm",
     "World",
+    "check",
+    "complete_with_holdings",
+    "ensure_catalog",
+    "rebuild_state",
     "recover",
 ]
