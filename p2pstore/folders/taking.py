@@ -181,6 +181,7 @@ class Taking:
             db: sqlite3.Connection, safe: Sequence[Protected], bundles: Mapping[BundleId, int]
         ) -> None:
             recorded.clear()
+            safe = [p for p in safe if _is_unchanged(good[p.path])]
             references: list[tuple[int, list[int]]] = []
             fresh: list[FileRow] = []
             raws: list[bytes] = []
@@ -217,6 +218,9 @@ class Taking:
             entry = good[result.path]
             if isinstance(result, NotProtected):
                 self._drop(taken, entry, Outcome(result.path, "later", result.reason))
+                continue
+            if result.path not in recorded:
+                self._drop(taken, entry, Outcome(result.path, "later", "changed meanwhile"))
                 continue
             hashes[result.path] = result.hash
             was_leased = entry.leased or entry.phase is Phase.BROKEN
@@ -275,6 +279,9 @@ class Taking:
                 files.set_state(db, [number], State.PROTECTED, reason)
             if trashed:
                 journal.advance(db, intent, TRASHED, final.encode())
+                # From here on the files' own references keep what they need: an eviction, which
+                # looks at them and asks for proofs, need not wait until the trash is empty.
+                blocks.drop_root(db, journal.root_of(intent))
             else:
                 journal.close(db, intent)
 
@@ -463,6 +470,13 @@ def _attributes(fd: int) -> tuple[tuple[bytes, bytes], ...]:
     if not kept:
         return ()
     return sorted_xattrs((name, os.getxattr(fd, name)) for name in kept)
+
+
+def _is_unchanged(entry: Claim) -> bool:
+    """What was read is one state of the file: nobody wrote to it meanwhile."""
+    if entry.leased or entry.phase is Phase.BROKEN:
+        return entry.is_good()
+    return Identity.of(os.fstat(entry.fd)) == Identity.of(entry.stat)
 
 
 def _is_placeholder(entry: Claim) -> bool:

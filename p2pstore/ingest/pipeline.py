@@ -55,6 +55,7 @@ from p2pstore.ids import BundleId, FileId, GroupId, NodeId, PublicKey, group_id_
 from p2pstore.ingest.reading import WINDOW, ChangedWhileRead, Windows, holes_of, read_whole
 from p2pstore.ingest.rolling import Rolling, Written
 from p2pstore.store import (
+    BundleMissing,
     BundleRow,
     BundleStore,
     Catalog,
@@ -216,7 +217,7 @@ class Ingest:
                 future.result()
             for bundle_id, used in batch.used.items():
                 # Known chunks are read back like new ones: their bundle may have rotted since.
-                self._read_back(bundle_id, list(used.values()), ring.dedup)
+                self._read_back_known(batch.rows[bundle_id], bundle_id, list(used.values()), ring)
         except BaseException:
             batch.data.abandon()
             batch.meta.abandon()
@@ -546,6 +547,16 @@ class Ingest:
             return number
 
         batch.rows[ref.bundle_id] = self._catalog.write(record).result()
+
+    def _read_back_known(
+        self, row: int, bundle_id: BundleId, used: Sequence[Written], ring: Keyring
+    ) -> None:
+        try:
+            self._read_back(bundle_id, used, ring.dedup)
+        except (IntegrityError, BundleMissing):
+            # Nothing may lean on it any more; the next try seals these chunks anew.
+            self._catalog.write(lambda db: blocks.forget_chunks(db, row)).result()
+            raise
 
     def _read_back(self, bundle_id: BundleId, written: Sequence[Written], secret: bytes) -> None:
         self._store.drop_cache(bundle_id)
