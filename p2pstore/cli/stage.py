@@ -334,7 +334,9 @@ def _environment() -> Mapping[str, str]:
     ours = ("P2PSTORE_", "NOTIFY_SOCKET", "WATCHDOG_", "JOURNAL_STREAM")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     # The very modules that this process runs, installed or not.
-    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    paths = [path or os.getcwd() for path in sys.path]
+    checkout = str(Path(__file__).resolve().parents[2])
+    return {**kept, "PYTHONPATH": os.pathsep.join([*paths, checkout])}
 
 
 def until(what: str, ready: Callable[[], T | None], timeout_s: float) -> T:

@@ -70,7 +70,9 @@ def test_an_interrupted_demo_leaves_neither_nodes_nor_homes(tmp_path: Path) -> N
     )
     try:
         deadline = time.monotonic() + 60
-        while not processes_below(place) and time.monotonic() < deadline:
+        while not any(" run " in line for line in processes_below(place)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
