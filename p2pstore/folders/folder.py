@@ -170,6 +170,7 @@ class Folder:
     def change_settings(self, settings: FolderSettings) -> None:
         """New rules hold from the next look on; everything is judged anew."""
         self._settings = settings
+        self.waiting.shorten(now=self._parts.clock.monotonic(), settle=settings.settle_s)
         self.ask_rescan("its settings changed", judge_anew=True)
 
     def ask_rescan(self, reason: str, *, judge_anew: bool = False) -> None:

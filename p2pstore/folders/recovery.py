@@ -241,7 +241,20 @@ class Recovery:
                 continue
             name = put_back(self._root, trash_path(batch, path), path)
             log.warning("%s was in trash without a record; it is back.", os.fsdecode(name))
-        return [self._adopt(batch, items) for batch, items in leftovers.items()]
+            if name == path and not is_ours:
+                leftovers.setdefault(batch, []).extend(self._hydrated(batch, path))
+        return [self._adopt(batch, items) for batch, items in leftovers.items() if items]
+
+    def _hydrated(self, batch: str, path: bytes) -> list[Item]:
+        """An original that is back beside its own placeholder, with equal content, is hydrated."""
+        row, placeholder = self._row(path), self._look(path + SUFFIX)
+        if row is None or placeholder is None or not self._opens(placeholder.raw):
+            return []
+        manifest = open_manifest(placeholder.raw or b"", self._ring()).manifest
+        if manifest.file_id != row.file_id or self._content_hash(path) != manifest.hash:
+            return []
+        self._set(path, State.PROTECTED, self._look(path))
+        return [self._discard(batch, path + SUFFIX)]
 
     def _adopt(self, batch: str, items: list[Item]) -> Trashed:
         now = int(self._clock.wall() * 1000)
@@ -295,6 +308,16 @@ class Recovery:
         except P2PStoreError:
             return False
         return True
+
+    def _is_version_of(self, found: _Found, row: FileRow) -> bool:
+        """Whether a placeholder lies there that speaks of this very file."""
+        if found.raw is None or not looks_like_manifest(found.raw):
+            return False
+        try:
+            manifest = open_manifest(found.raw, self._ring()).manifest
+        except P2PStoreError:
+            return False
+        return manifest.file_id == row.file_id
 
     def _manifest(self, path: bytes) -> bytes | None:
         """The `.f` of the recorded version of this path."""

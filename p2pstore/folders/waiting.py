@@ -54,6 +54,12 @@ class Waiting:
         """Try again at `until`."""
         self._put(path, Rest(identity, reason, until))
 
+    def shorten(self, *, now: float, settle: float) -> None:
+        """The rest that is asked for became shorter: nobody waits longer than that from now on."""
+        for path, rest in list(self._rest.items()):
+            if not rest.reason and rest.due > now + settle:
+                self._put(path, rest._replace(due=now + settle))
+
     def drop(self, path: bytes) -> None:
         self._take_out(path)
 

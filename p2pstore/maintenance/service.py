@@ -24,6 +24,7 @@ from p2pstore.clock import Clock
 from p2pstore.content import Head, Kind, head_order
 from p2pstore.errors import P2PStoreError, UsageError
 from p2pstore.ids import FolderId, NodeId
+from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.evict import Evictor, Freed
 from p2pstore.maintenance.facts import Ledger, World
 from p2pstore.maintenance.index import DELAY_S, HeadOrder, IndexWriter
@@ -76,6 +77,7 @@ class Maintenance:
         ledger: Ledger,
         index: IndexWriter,
         replicator: Replicator,
+        auditor: Auditor,
         swarm: Swarm,
         clock: Clock,
         pool: Executor,
@@ -88,6 +90,7 @@ class Maintenance:
         self._held = held
         self._ledger = ledger
         self._index = index
+        self._auditor = auditor
         self._swarm = swarm
         self._clock = clock
         self._pool = pool
@@ -177,6 +180,8 @@ class Maintenance:
 
     async def _serve_one(self, holder: NodeId) -> bool:
         try:
+            if not self.rebuilding:
+                await self._auditor.confirm(holder)
             return await self.replicator.serve(holder)
         except (P2PStoreError, OSError, ExceptionGroup):
             log.exception("Copying to %s failed.", holder.hex())
@@ -224,7 +229,7 @@ class Maintenance:
 
     def _all_told(self) -> bool:
         world = self.world()
-        return all(self._ledger.covers(world, link.node_id) for link in self._swarm.links())
+        return not self._ledger.untold(world, [link.node_id for link in self._swarm.links()])
 
     # -- the world --------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from p2pstore.ids import BundleId, NodeId, PublicKey, node_id_of, short
 from p2pstore.ingest import Ingest
 from p2pstore.leases import LeaseKeeper
 from p2pstore.maintenance import (
+    Auditor,
     Evictor,
     IndexWriter,
     Ledger,
@@ -36,7 +37,7 @@ from p2pstore.maintenance import (
 )
 from p2pstore.members import Group
 from p2pstore.node.network import Network
-from p2pstore.restore import Restore
+from p2pstore.restore import Restore, Wanted
 from p2pstore.store import DiskBundles, HeldStore, blocks
 from p2pstore.syscalls import is_volatile
 from p2pstore.vfs import Vfs
@@ -150,6 +151,13 @@ class Node:
                 clock=self.clock,
             ),
             replicator=replicator,
+            auditor=Auditor(
+                catalog=self.catalog,
+                store=self.store,
+                pusher=self.pusher,
+                blocks_of=self._blocks_of,
+                clock=self.clock,
+            ),
             swarm=swarm,
             clock=self.clock,
             pool=self.pool,
@@ -169,6 +177,10 @@ class Node:
         )
         maintenance.rebuilding = self.is_rebuilding()
         return maintenance
+
+    async def _blocks_of(self, raw: bytes) -> list[Wanted]:
+        """Every block that a manifest's content needs."""
+        return await self.restore.wanted(self.restore.open(raw).manifest)
 
     def is_rebuilding(self) -> bool:
         """Whether holders have still to be asked what the rebuilt catalog cannot know."""
