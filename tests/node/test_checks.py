@@ -1,0 +1,158 @@
+"""`doctor` says what is wrong and how to mend it; `check` answers as the contract says."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pstore import syscalls
+from p2pstore.node import checks
+from p2pstore.node.checks import check, doctor
+from tests.node.conftest import Place
+
+MENDABLE = {"ok", "hint", "problem"}
+
+
+def texts(findings: list[dict[str, Any]], level: str) -> str:
+    return "\n".join(one["text"] for one in findings if one["level"] == level)
+
+
+async def test_lonely_new_node_has_little_to_complain_of(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        findings = await doctor(node)
+        assert all(one["level"] in MENDABLE and one["text"] for one in findings)
+        assert [one["level"] for one in findings] == sorted(
+            (one["level"] for one in findings), key=["problem", "hint", "ok"].index
+        )
+        assert texts(findings, "problem").splitlines() == [
+            "The recovery words are not confirmed: without them a lost disk means lost files."
+        ]
+        assert findings[0]["command"] == "p2pstore words confirm"
+        assert "only device of its group" in texts(findings, "hint")
+        good = texts(findings, "ok")
+        assert "Other nodes reach this one on port" in good
+        assert "files can be locked" in good
+        assert not list((place.folder / ".p2pstore" / "tmp").iterdir()), "nothing is left behind"
+
+
+async def test_confirmed_words_are_good(place: Place) -> None:
+    async with place.running() as node:
+        node.home.confirm_words()
+        assert "words are confirmed" in texts(await doctor(node), "ok")
+
+
+async def test_home_that_others_can_read_is_a_problem(place: Place) -> None:
+    async with place.running() as node:
+        place.home.path.chmod(0o755)
+        (place.home.path / "device.key").chmod(0o644)
+        problems = [one for one in await doctor(node) if one["level"] == "problem"]
+        assert {one.get("command") for one in problems} >= {
+            f"chmod 700 {place.home.path}",
+            f"chmod 600 {place.home.path / 'device.key'}",
+        }
+
+
+async def test_folder_without_leases_is_a_problem(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+
+        def refuse(_: int) -> None:
+            raise OSError(errno.EINVAL, "no")
+
+        monkeypatch.setattr(syscalls, "set_lease", refuse)
+        assert "has no leases" in texts(await doctor(node), "problem")
+
+
+async def test_folder_that_is_not_there_is_told(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        root = node.folders.all()[0].root
+        node.folders.all()[0].root = None
+        assert "is not there" in texts(await doctor(node), "hint")
+        node.folders.all()[0].root = root
+
+
+async def test_few_watches_are_a_problem_with_its_remedy(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limit = tmp_path / "limit"
+    limit.write_text("3\n")
+    monkeypatch.setattr(checks, "WATCHES", limit)
+    async with place.running() as node:
+        await place.filled(node)
+        (finding,) = [one for one in await doctor(node) if "inotify" in one["text"]]
+        assert "2 directories want 4" in finding["text"]
+        assert finding["command"].startswith("sudo sysctl fs.inotify.max_user_watches=")
+
+
+async def test_few_descriptors_are_hinted_at(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with place.running() as node:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1 << 20))
+        assert "Only 1024 files" in texts(await doctor(node), "hint")
+
+
+async def test_missing_bundle_is_a_problem(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        node.store.path(node.store.list()[0]).unlink()
+        assert "recorded as here and are missing" in texts(await doctor(node), "problem")
+
+
+async def test_clock_of_another_node_is_compared(place: Place) -> None:
+    async with place.running() as node:
+        found = list(checks._clock(node, [("nas", 1.0), ("phone", 3600.0)]))
+        assert [one["level"] for one in found] == ["hint"]
+        assert "phone is 60 minutes ahead" in found[0]["text"]
+        # When most disagree it is this clock that is wrong.
+        found = list(checks._clock(node, [("nas", -900.0), ("phone", -900.0)]))
+        assert {one["level"] for one in found} == {"problem"}
+        assert [one["level"] for one in checks._clock(node, [("nas", 0.1)])] == ["ok"]
+        assert list(checks._clock(node, [])) == []
+
+
+async def test_disk_within_keep_free_is_a_problem(place: Place) -> None:
+    async with place.running(keep_free="900PB") as node:
+        assert "nothing is written below" in texts(await doctor(node), "problem")
+
+
+async def test_check_answers_as_the_contract_says(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        said: list[dict[str, Any]] = []
+        done = await check(node, read_data=True, progress=said.append)
+        await asyncio.sleep(0)  # what a thread said comes through the loop
+        assert done["problems"] == []
+        assert done["bundles"] == len(node.store.list())
+        assert done["blocks"] > 0
+        assert said[-1]["stage"] == "check"
+
+
+async def test_check_sees_damage_behind_what_the_store_remembers(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        bundle_id = node.store.list()[0]
+        node.store.index(bundle_id)
+        path = node.store.path(bundle_id)
+        os.truncate(path, path.stat().st_size - 3)
+        done = await check(node, read_data=False, progress=lambda _: None)
+        (problem,) = done["problems"]
+        assert problem["code"] == 4
+
+
+async def test_cancelled_check_ends(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        task = asyncio.ensure_future(check(node, read_data=True, progress=lambda _: None))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task

@@ -1,0 +1,257 @@
+"""`leave` brings everything back and takes nothing from others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nacl.signing import SigningKey
+
+from p2pstore.content import signed_list
+from p2pstore.errors import Busy, PeerUnreachable, UsageError
+from p2pstore.ids import BundleId, NodeId, PublicKey
+from p2pstore.keys import Role
+from p2pstore.node.build import Node
+from p2pstore.node.leaving import leave
+from p2pstore.store import DiskBundles, State, copies, files
+from p2pstore.wire import Unknown
+from tests.node.conftest import CONTENTS, Place
+from tests.store.making import sealed
+
+HOLDER = NodeId(b"h" * 20)
+
+
+def silent(_: dict[str, Any]) -> None:
+    return None
+
+
+def admit(node: Node, name: str) -> None:
+    admin = node.home.admin()
+    assert admin is not None
+    public = PublicKey(bytes(SigningKey.generate().verify_key))
+    node.group.admit(public, Role.DEVICE, name, signer=admin, now=node.clock.wall())
+
+
+def hold(node: Node, base: Path) -> None:
+    """Something of another device is kept here."""
+    elsewhere = DiskBundles(base / "elsewhere")
+    index, made = sealed(elsewhere)
+    lease = int(node.clock.wall() * 1000) + 10**9
+    upload = node.held.begin_put(signed_list(index), b"t" * 20, b"", lease)
+    for i, block in enumerate(made):
+        upload.write(i, block.block)
+    upload.finish()
+    elsewhere.close()
+
+
+async def test_everything_comes_back_and_is_watched_no_more(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        assert set(place.contents()) == {f"{name}.f" for name in CONTENTS}
+        said: list[dict[str, Any]] = []
+        done = await leave(node, None, said.append)
+        assert done == {
+            "left": True,
+            "reasons": [],
+            "home": os.fspath(place.home.path),
+            "exported": None,
+            "files": len(CONTENTS),
+            "bytes": sum(map(len, CONTENTS.values())),
+        }
+        assert place.contents() == CONTENTS
+        assert node.folders.all() == []
+        assert any(one.get("stage") == "hydrate" for one in said)
+
+
+async def test_everything_is_written_into_a_directory_instead(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        (place.folder / "link").symlink_to("a.txt")
+        node.folders.at(os.fspath(place.folder)).ask_rescan("a link")
+        await node.folders.wait(os.fspath(place.folder), silent)
+        target = place.base / "out"
+        said: list[dict[str, Any]] = []
+        done = await leave(node, os.fspath(target), said.append)
+        assert done["left"], done
+        assert done["exported"] == os.fspath(target)
+        out = target / "folder"
+        assert os.readlink(out / "link") == "a.txt"
+        (out / "link").unlink()
+        assert place.contents(out) == CONTENTS
+        assert said[-1]["stage"] == "export"
+
+
+async def test_export_goes_on_where_it_was_stopped_and_overwrites_nothing(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        out = place.base / "out" / "folder"
+        out.mkdir(parents=True)
+        (out / "a.txt").write_bytes(b"alpha")
+        (out / "empty").write_bytes(b"not so empty")
+        done = await leave(node, os.fspath(place.base / "out"), silent)
+        assert not done["left"]
+        (reason,) = done["reasons"]
+        assert "is another file" in reason
+        assert (out / "empty").read_bytes() == b"not so empty"
+        (out / "empty").unlink()
+        assert (await leave(node, os.fspath(place.base / "out"), silent))["left"]
+        assert place.contents(out) == CONTENTS
+
+
+async def test_directory_that_would_be_lost_is_refused(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        for target in (place.folder / "out", place.home.path / "out"):
+            with pytest.raises(UsageError):
+                await leave(node, os.fspath(target), silent)
+
+
+async def test_too_little_room_is_said_before_anything_moves(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        monkeypatch.setattr(node.room, "free", lambda _: 1000)
+        done = await leave(node, None, silent)
+        assert not done["left"]
+        assert "are needed on the disk" in done["reasons"][0]
+        assert set(place.contents()) == {f"{name}.f" for name in CONTENTS}
+        assert len(node.folders.all()) == 1
+
+
+async def test_it_stays_while_others_have_a_copy_here(place: Place) -> None:
+    async with place.running() as node:
+        hold(node, place.base)
+        done = await leave(node, None, silent)
+        assert not done["left"]
+        assert "would lose it" in done["reasons"][0]
+
+
+async def test_it_names_whose_files_would_lose_a_copy(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place.running() as node:
+        admit(node, "nas")
+        other = node.group.others()[0]
+        monkeypatch.setattr(node.held, "bytes_by_opener", lambda: {other: 5})
+        done = await leave(node, None, silent)
+        assert "the files of nas" in done["reasons"][0]
+
+
+async def test_unconfirmed_words_on_this_disk_keep_it(place: Place) -> None:
+    async with place.running() as node:
+        admit(node, "nas")
+        done = await leave(node, None, silent)
+        assert done["reasons"] == [
+            "The recovery words are only on this disk. Write them on paper, then: "
+            "p2pstore words confirm"
+        ]
+        node.home.confirm_words()
+        assert (await leave(node, None, silent))["left"]
+
+
+async def test_only_other_key_holder_stays_until_words_are_confirmed(place: Place) -> None:
+    async with place.running() as node:
+        admit(node, "nas")
+        (place.home.path / "words.txt").unlink()  # as on a device that joined
+        done = await leave(node, None, silent)
+        assert "Beside nas only this device" in done["reasons"][0]
+        admit(node, "phone")
+        assert (await leave(node, None, silent))["left"]
+
+
+async def test_folder_that_is_not_there_keeps_it(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        aside = place.folder.rename(place.base / "unplugged")
+        node.folders.all()[0].root = None
+        done = await leave(node, None, silent)
+        assert f"{len(CONTENTS)} of its files are placeholders" in done["reasons"][0]
+        aside.rename(place.folder)
+
+
+async def test_placeholders_in_a_removed_folder_keep_it(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        await node.folders.remove(os.fspath(place.folder), "leave", silent)
+        done = await leave(node, None, silent)
+        assert "when it was removed" in done["reasons"][0]
+        await node.folders.add(os.fspath(place.folder), {}, force=False)
+        await node.folders.wait(os.fspath(place.folder), silent)
+        assert (await leave(node, None, silent))["left"]
+        assert place.contents() == CONTENTS
+
+
+async def test_file_that_cannot_come_back_keeps_it(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        row = node.catalog.view(lambda db: files.get(db, 1, b"sub/b.bin"))
+        assert row is not None
+        for bundle_id in node.store.list():
+            if node.store.index(bundle_id).header.kind == 1:
+                node.store.to_trash(bundle_id)
+        done = await leave(node, None, silent)
+        assert not done["left"]
+        assert any("b.bin" in reason for reason in done["reasons"])
+        assert len(node.folders.all()) == 1
+        row = node.catalog.view(lambda db: files.get(db, 1, b"sub/b.bin"))
+        assert row is not None
+        assert row.state == State.PLACEHOLDER
+
+
+class Holders:
+    """What answers RELEASE."""
+
+    def __init__(self, *errors: Exception | None) -> None:
+        self.errors = list(errors)
+        self.asked: list[tuple[BundleId, NodeId]] = []
+
+    async def release(self, bundle_id: BundleId, holder: NodeId) -> None:
+        self.asked.append((bundle_id, holder))
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+
+
+def give(node: Node) -> list[BundleId]:
+    """HOLDER has proved every bundle."""
+    numbers = node.catalog.read("SELECT id, bundle_id FROM bundles ORDER BY id")
+    for number, _ in numbers:
+        copy = copies.Copy(number, HOLDER, 0, 1, 2, b"receipt")
+        node.catalog.write(lambda db, copy=copy: copies.put(db, copy)).result()
+    return [BundleId(bundle_id) for _, bundle_id in numbers]
+
+
+async def test_holders_are_asked_to_let_go(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        bundles = give(node)
+        node.pusher = holders = Holders(None, Unknown("gone already"))  # type: ignore[assignment]
+        said: list[dict[str, Any]] = []
+        assert (await leave(node, None, said.append))["left"]
+        assert set(holders.asked) >= {(bundle_id, HOLDER) for bundle_id in bundles}
+        assert node.catalog.view(copies.holders) == {}
+        assert not [one for one in said if "text" in one]
+
+
+async def test_absent_holder_is_named_and_no_reason_to_stay(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        assert len(give(node)) > 1
+        node.pusher = holders = Holders(PeerUnreachable("it is asleep"))  # type: ignore[assignment]
+        said: list[dict[str, Any]] = []
+        assert (await leave(node, None, said.append))["left"]
+        assert len(holders.asked) == 1, "who is absent is asked once"
+        assert next(one["text"] for one in said if "text" in one).endswith("it is asleep")
+
+
+async def test_bundle_that_another_device_locked_stays_there(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        give(node)
+        node.pusher = Holders(Busy("locked"))  # type: ignore[assignment]
+        said: list[dict[str, Any]] = []
+        assert (await leave(node, None, said.append))["left"]
+        assert "keeps 1 bundles" in next(one["text"] for one in said if "text" in one)
