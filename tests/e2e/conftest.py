@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def _ended(nodes: list[Node]) -> None:
     for node in nodes:
         node.close()
     for node in nodes:
-        assert "Traceback" not in node.log, f"{node.name}:\n{node.log}"
+        troubles = set(re.findall(r"(?m)^Traceback.*\n(?:[ \t].*\n)*(.*)$", node.log))
+        assert not troubles, f"{node.name} had: {sorted(troubles)}"
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,18 @@ import pytest
 from tests.e2e.conftest import NewNode
 from tests.e2e.nodes import Node, is_one_sentence, names, some_bytes, until, write
 
-# -- add-folder ---------------------------------------------------------------------------------------
+# -- add-folder ---
 
 
 def test_dry_run_previews_and_changes_nothing(node: Node, tmp_path: Path) -> None:
     folder = tmp_path / "Vault"
-    write(folder, [("a.txt", b"x" * 1000), ("b.tmp", b"t"), ("c.sqlite", b"d"), (".git/x", b"g")])
+    write(folder, [("a.txt", b"x" * 1000), ("b.tmp", b"t"), ("c.sqlite", b"d"), ("r/.git/x", b"g")])
     done = node.ok("add-folder", folder, "--dry-run")
     assert "4 files" in done.out
     assert "become .f" in done.out
     assert "are stored and stay" in done.out
     assert "are left out" in done.out
-    assert names(folder) == [".git", "a.txt", "b.tmp", "c.sqlite"]
+    assert names(folder) == ["a.txt", "b.tmp", "c.sqlite", "r"]
     assert os.fspath(folder) not in node.ok("folders").out
 
 
@@ -129,7 +129,7 @@ def test_ctrl_c_stops_the_waiting_only(node: Node, tmp_path: Path) -> None:
     node.wait_replaced(folder / "a.txt")
 
 
-# -- status, ls, folders ------------------------------------------------------------------------------
+# -- status, ls, folders ---
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_ls_outside_of_watched_folders_is_refused(node: Node, tmp_path: Path) ->
     assert is_one_sentence(done)
 
 
-# -- cat and inspect ---------------------------------------------------------------------------------
+# -- cat and inspect ---
 
 
 def test_cat_of_placeholder_or_path_gives_the_exact_bytes(node: Node, vault: Path) -> None:
@@ -287,7 +287,7 @@ def test_the_placeholder_is_small_and_tells_people_what_it_is(vault: Path, tmp_p
     assert b"p2pstore" in head
 
 
-# -- exit codes --------------------------------------------------------------------------------------
+# -- exit codes ---
 
 
 def test_wrong_usage_is_2(node: Node) -> None:
@@ -355,7 +355,7 @@ def test_every_command_explains_itself_with_an_example(node: Node) -> None:
         assert "Example" in node.ok(command, "--help").out
 
 
-# -- hydrate, dehydrate, open, pin -------------------------------------------------------------------
+# -- hydrate, dehydrate, open, pin ---
 
 
 def test_hydrate_and_dehydrate_a_tree(node: Node, folder: Path) -> None:
@@ -428,12 +428,10 @@ def test_evict_why_says_what_is_missing(node: Node, folder: Path) -> None:
     assert os.fspath(folder / "a.bin") in done.out
 
 
-# -- restore, undelete -------------------------------------------------------------------------------
+# -- restore, undelete ---
 
 
-def test_restore_writes_a_copy_and_touches_nothing(
-    node: Node, vault: Path, tmp_path: Path
-) -> None:
+def test_restore_writes_a_copy_and_touches_nothing(node: Node, vault: Path, tmp_path: Path) -> None:
     before = names(vault)
     node.ok("restore", vault / "letter.txt.f", "--to", tmp_path / "copy.txt")
     assert (tmp_path / "copy.txt").read_bytes() == b"Dear reader, " * 300
@@ -464,7 +462,7 @@ def test_undelete_of_what_never_was_is_refused(node: Node, folder: Path) -> None
     assert is_one_sentence(done)
 
 
-# -- pause, resume, mass changes ---------------------------------------------------------------------
+# -- pause, resume, mass changes ---
 
 
 def test_a_paused_folder_is_left_alone_until_resume(node: Node, folder: Path) -> None:
@@ -523,7 +521,7 @@ def test_a_mass_change_needs_a_word(node: Node, many: tuple[Path, dict[str, byte
     assert node.folder(folder)["paused"] is True
 
 
-# -- remove-folder -----------------------------------------------------------------------------------
+# -- remove-folder ---
 
 
 def test_remove_folder_with_placeholders_needs_a_word(node: Node, folder: Path) -> None:
@@ -544,9 +542,7 @@ def test_remove_folder_hydrate_brings_all_back(node: Node, folder: Path) -> None
     assert os.fspath(folder) not in node.ok("folders").out
 
 
-def test_a_folder_removed_with_its_placeholders_is_taken_up_again(
-    node: Node, folder: Path
-) -> None:
+def test_a_folder_removed_with_its_placeholders_is_taken_up_again(node: Node, folder: Path) -> None:
     write(folder, [("a.txt", b"alpha")])
     node.wait_replaced(folder / "a.txt")
     node.ok("remove-folder", folder, "--leave-placeholders")
@@ -563,7 +559,7 @@ def test_remove_folder_without_placeholders_needs_no_word(node: Node, folder: Pa
     assert is_one_sentence(done)
 
 
-# -- upkeep ------------------------------------------------------------------------------------------
+# -- upkeep ---
 
 
 def test_check_finds_a_good_store_good(node: Node, vault: Path) -> None:
@@ -597,7 +593,7 @@ def test_version(node: Node) -> None:
     assert node.ok("--version").out.strip() == f"p2pstore {__version__}"
 
 
-# -- a stopped node ----------------------------------------------------------------------------------
+# -- a stopped node ---
 
 
 def test_cat_inspect_and_open_work_while_the_node_is_stopped(

@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.conftest import NewNode
 from tests.e2e.nodes import Node, is_one_sentence, names, some_bytes, until, write
 
-# -- init and words ----------------------------------------------------------------------------------
+# -- init and words ---
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_init_with_yes_counts_as_confirmed(new_node: NewNode) -> None:
     assert not (node.home / "words.txt").exists()
 
 
-# -- run ---------------------------------------------------------------------------------------------
+# -- run ---
 
 
 def test_run_in_an_empty_home_makes_a_node_and_says_where_the_words_are(
@@ -229,7 +229,7 @@ def test_a_hard_descriptor_limit_is_lived_with(new_node: NewNode, tmp_path: Path
     assert all(name.endswith(".f") for name in names(folder))
 
 
-# -- the page ----------------------------------------------------------------------------------------
+# -- the page ---
 
 
 def test_the_ui_port_serves_a_page_metrics_and_health(node: Node) -> None:
@@ -239,7 +239,7 @@ def test_the_ui_port_serves_a_page_metrics_and_health(node: Node) -> None:
             assert response.read()
 
 
-# -- kill -9 -----------------------------------------------------------------------------------------
+# -- kill -9 ---
 
 
 def test_after_kill_9_the_node_starts_and_every_file_is_there(
