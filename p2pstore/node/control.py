@@ -221,7 +221,14 @@ class NodeControl:
         return await self._each(args["paths"], one, progress)
 
     async def do_dehydrate(self, args: Args, progress: Progress) -> Any:
-        return await self._each(args["paths"], self._dehydrate_one, progress)
+        done = await self._each(args["paths"], self._dehydrate_one, progress)
+        return {**done, "replaced_bytes": await self._replaced(args["paths"])}
+
+    async def _replaced(self, paths: Sequence[str]) -> int:
+        """Content bytes that placeholders stand for, of paths that lie in watched folders."""
+        node = self._node
+        inside = [path for path in paths if node.folders.of(path) is not None]
+        return await asyncio.to_thread(node.maintenance.bytes_below, inside)
 
     async def _dehydrate_one(self, path: str, progress: Progress) -> list[dict[str, Any]]:
         stays = await self._node.folders.dehydrate([path], progress)
@@ -233,7 +240,7 @@ class NodeControl:
     async def do_free_up(self, args: Args, progress: Progress) -> Any:
         node, paths = self._node, list(args["paths"])
         done = await self._each(paths, self._dehydrate_one, progress)
-        done["replaced_bytes"] = await asyncio.to_thread(node.maintenance.bytes_below, paths)
+        done["replaced_bytes"] = await self._replaced(paths)
         return {**done, **await node.maintenance.evict(paths, progress)}
 
     async def do_evict(self, args: Args, progress: Progress) -> Any:
