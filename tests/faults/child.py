@@ -1,17 +1,21 @@
 """A process that does one job on a `World` and may be killed at any of its writes.
 
-    python -m tests.faults.child   reads one JSON job a line: {base, job, names, kill_at, mutant}
+    python -m tests.faults.child   reads one JSON job a line: {base, job, names, kill_at, mutant,
+                                   power}
 
 Each job runs in a fork of its own, so that the interpreter starts once. Calls that change something
-on a disk are counted from 1; before call number `kill_at` the fork kills itself with SIGKILL.
+on a disk are counted from 1; before call number `kill_at` the fork kills itself with SIGKILL; with
+`power` it first takes the power from the ext4 that it works on, and what was not synced is lost.
 Answers one JSON line: {"killed", "calls", "error"}.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import struct
 import sys
 import threading
 import traceback
@@ -32,11 +36,16 @@ _CHANGING = [
 ]
 
 
+EXT4_IOC_SHUTDOWN = 0x8004587D
+NO_LOG_FLUSH = 2
+
+
 class Countdown:
     """Counts what changes the disk; the call whose number is `kill_at` is not made any more."""
 
-    def __init__(self, kill_at: int) -> None:
+    def __init__(self, kill_at: int, power: int = -1) -> None:
         self.kill_at = kill_at
+        self.power = power  # a descriptor on the file system whose power is cut
         self.calls = 0
         self._lock = threading.Lock()
 
@@ -44,6 +53,8 @@ class Countdown:
         with self._lock:
             self.calls += 1
             if self.calls == self.kill_at:
+                if self.power >= 0:
+                    fcntl.ioctl(self.power, EXT4_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
                 os.kill(os.getpid(), signal.SIGKILL)
                 signal.pause()
 
@@ -101,7 +112,8 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        countdown = Countdown(order.get("kill_at") or 0)
+        power = os.open(order["base"], os.O_RDONLY) if order.get("power") else -1
+        countdown = Countdown(order.get("kill_at") or 0, power)
         error = ""
         try:
             mutants.plant(order.get("mutant") or "")

@@ -34,7 +34,14 @@ class Server:
         )
 
     def run(
-        self, base: Path, job: str, names: Sequence[str] = (), *, kill_at: int = 0, mutant: str = ""
+        self,
+        base: Path,
+        job: str,
+        names: Sequence[str] = (),
+        *,
+        kill_at: int = 0,
+        mutant: str = "",
+        power: bool = False,
     ) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -44,6 +51,7 @@ class Server:
             "names": list(names),
             "kill_at": kill_at,
             "mutant": mutant,
+            "power": power,
         }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
