@@ -1,7 +1,7 @@
 """Maintenance: copies, indexes, eviction, and what else keeps the store healthy by itself."""
 
-from p2pstore.maintenance.check import Checked, check
 from p2pstore.maintenance.audit import Auditor
+from p2pstore.maintenance.check import Checked, check
 from p2pstore.maintenance.complete import Completed, Holding, complete_with_holdings
 from p2pstore.maintenance.evict import Evictor, Freed, recover
 from p2pstore.maintenance.facts import Ledger, World

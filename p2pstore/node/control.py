@@ -21,6 +21,9 @@ from p2pstore.maintenance import Rebuilt
 from p2pstore.members import confirm
 from p2pstore.node import inviting
 from p2pstore.node.build import Node
+from p2pstore.node.checks import check, doctor
+from p2pstore.node.leaving import leave
+from p2pstore.node.metrics import metrics
 from p2pstore.node.status import folder_lines, peer_lines, status
 from p2pstore.policy import Treatment
 
@@ -78,8 +81,6 @@ class NodeControl:
         return await asyncio.to_thread(status, self._node, ())
 
     def metrics(self) -> bytes:
-        from p2pstore.node.metrics import metrics
-
         return metrics(self._node)
 
     def healthz(self) -> str | None:
@@ -158,13 +159,9 @@ class NodeControl:
         return {"confirmed": self._node.home.words_confirmed}
 
     async def do_doctor(self, _: Args, __: Progress) -> Any:
-        from p2pstore.node.checks import doctor
-
         return {"findings": await doctor(self._node)}
 
     async def do_check(self, args: Args, progress: Progress) -> Any:
-        from p2pstore.node.checks import check
-
         return await check(self._node, read_data=bool(args.get("read_data")), progress=progress)
 
     # -- folders ----------------------------------------------------------------------------------
@@ -316,8 +313,6 @@ class NodeControl:
         }
 
     async def do_leave(self, args: Args, progress: Progress) -> Any:
-        from p2pstore.node.leaving import leave
-
         result = await leave(self._node, args.get("to"), progress)
         if result["left"]:
             self._life.stop()
