@@ -171,13 +171,13 @@ class Demo:
 
     def _join(self) -> None:
         self._step("Three nodes, joined by invitation")
-        self._run(self._laptop, "init", "--yes", show_result=False)
+        self._run(self._laptop, "init", "--name", "laptop", "--yes", show_result=False)
         self._note("a new group; its 24 words, printed here, can bring everything back")
         self._laptop.start()
         self._laptop.wait_started()
         for other in self._others:
             link = self._run(self._laptop, "invite", "--yes")
-            self._run(other, "join", "-", given=link)
+            self._run(other, "join", "-", "--name", other.name, given=link)
             other.start()
         for other in self._others:
             other.wait_started()
@@ -196,17 +196,16 @@ class Demo:
 
     def _replace(self) -> None:
         self._step("Every file becomes a .f")
-        name = self._chosen()
         began = time.monotonic()
         self._run(self._laptop, "add-folder", "Vault", "--yes", "--wait")
         self._facts.replaced_s = time.monotonic() - began
         left = [path for path in self._facts.before if (self._vault / path).exists()]
         if left:
             raise DemoFailed(f"{show.files(len(left))} did not become .f, among them {left[0]}.")
-        placeholder = self._vault / f"{name}.f"
-        self._note(f"{name} is now {placeholder.name}, {placeholder.stat().st_size} bytes:")
-        for line in _first_lines(placeholder):
-            self._say(f"  | {line}")
+        name = self._chosen()
+        size = (self._vault / f"{name}.f").stat().st_size
+        self._say(f"{name} is now {name}.f, {size:,} bytes, and says (to read it would open it):")
+        self._run(self._laptop, "inspect", f"Vault/{name}.f")
 
     def _chosen(self) -> str:
         names = self._facts.before
@@ -251,6 +250,7 @@ class Demo:
         )
         if kinds[Kind.DATA] or share > META_SHARE:
             raise DemoFailed(f"More than manifests and lists ({META_SHARE:.0%}) stayed.")
+        self._run(self._laptop, "status")
 
     def _trash_is_empty(self) -> bool | None:
         places = (self._vault / ".p2pstore" / "trash", self._laptop.home / "bundles" / "trash")
@@ -264,19 +264,20 @@ class Demo:
         began = time.monotonic()
         self._laptop.start()
         self._laptop.wait_started()
-        until("the catalog is rebuilt", self._is_rebuilt, REBUILD_S)
+        until("every placeholder is known again", self._is_known, REBUILD_S)
         self._facts.rebuilt_s = time.monotonic() - began
-        self._say(
-            f"started again: {show.files(len(self._facts.before))} known again "
-            f"after {self._facts.rebuilt_s:.1f} s, from bundles, .f files and what the others told"
-        )
+        known = show.files(len(self._facts.before))
+        self._say(f"started again: {known} known again after {self._facts.rebuilt_s:.1f} s")
+        until("the others told what they hold", self._is_compared, REBUILD_S)
+        self._say(f"after {time.monotonic() - began:.1f} s the others have told what they hold")
 
-    def _is_rebuilt(self) -> bool | None:
-        said = self._laptop.node.call("status", paths=[])
-        (folder,) = said["folders"]
-        is_comparing = any("rebuilt" in warning["text"] for warning in said["warnings"])
-        known: int = folder["placeholders"]
-        return (known == len(self._facts.before) and not is_comparing) or None
+    def _is_known(self) -> bool | None:
+        (folder,) = self._laptop.node.call("status", paths=[])["folders"]
+        return folder["placeholders"] == len(self._facts.before) or None
+
+    def _is_compared(self) -> bool | None:
+        warnings = self._laptop.node.call("status", paths=[])["warnings"]
+        return not any("rebuilt" in warning["text"] for warning in warnings) or None
 
     def _open_one(self) -> None:
         self._step("A .f is simply read, and the original is back")
@@ -357,12 +358,6 @@ class Demo:
 def _speed(size: int, seconds: float, count: int = 0) -> str:
     files = f"{count / seconds:,.0f} files/s, " if count else ""
     return f"{seconds:.1f} s ({files}{show.size(size / seconds)}/s)"
-
-
-def _first_lines(placeholder: Path) -> list[str]:
-    """What a `.f` says to people; the sealed part is left out."""
-    text, _, _ = placeholder.read_bytes().partition(b"\0")
-    return [show.name(line) for line in text.decode(errors="replace").splitlines() if line]
 
 
 def differences(before: Mapping[str, Print], after: Mapping[str, Print]) -> list[str]:

@@ -83,6 +83,8 @@ class Meter:
         if self._bar is None:
             self._bar = _rich_bar()
         if stage not in self._tasks:
+            for past in self._tasks.values():
+                self._bar.update(past, visible=False)
             self._tasks[stage] = self._bar.add_task(line, total=None)
         key = "bytes" if news.get("bytes_total") else "files"
         self._bar.update(
