@@ -7,6 +7,7 @@ PY := .venv/bin/python
 PIP := "$$(ls .ci/pip-*-py3-none-any.whl)/pip"
 LOCKED := --quiet --disable-pip-version-check --no-input --no-deps
 JOBS ?= 2
+SIZE ?= small
 UV ?= uv
 
 .PHONY: help
@@ -14,7 +15,7 @@ help:
 	@echo 'make demo      the main job on three nodes of its own, in under a minute'
 	@echo 'make install   p2pstore into ~/.local, with an environment of its own'
 	@echo 'make test      everything that CI runs'
-	@echo 'make bench     speed and memory, beside restic and borg where they are installed'
+	@echo 'make bench     speed and memory, beside restic and borg where installed; SIZE=small|full'
 	@echo 'make env       the environment .venv alone;  make format  tidies the source'
 	@echo 'make lock      the lock files anew from pyproject.toml (needs uv)'
 
@@ -44,7 +45,7 @@ demo: env
 
 .PHONY: bench
 bench: env
-	@"$(PY)" -m tests.bench $(BENCH)
+	@"$(PY)" -m tests.bench --size $(SIZE) $(BENCH)
 
 # A wheel, so that nothing of the installed program is linked to this checkout.
 .PHONY: install

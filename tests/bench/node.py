@@ -1,0 +1,109 @@
+"""A whole node in a process of its own, driven through its folders.
+
+    python -m tests.bench.node protect|replace FOLDER HOME   ... then re-scan, and restore
+    python -m tests.bench.node serve FOLDER HOME             serve what it took until stdin ends
+    python -m tests.bench.node fetch PLACEHOLDER HOME LINK   join by the link, fetch over TLS
+
+The settle time is a wish of the user and no work: it is left out of the walls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from p2pstore.config import Config, load
+from p2pstore.home import Home
+from p2pstore.leases import LeaseKeeper
+from p2pstore.members import found
+from p2pstore.node.build import Node
+from p2pstore.node.inviting import invite, join_group
+from p2pstore.node.life import SWITCH_S
+from p2pstore.syscalls import raise_descriptor_limit
+from tests.bench.measure import Phase
+
+SETTLE_S = 0.3
+
+
+def _config(home: Path) -> Config:
+    settings = {
+        "listen": "127.0.0.1:0",
+        "mdns": "false",
+        "settle": f"{SETTLE_S}s",
+        "trash_hold": "1h",
+        "keep_free": "0",
+        "allow_volatile_store": "true",
+    }
+    return load(home, {}, settings)
+
+
+def _quiet(_: dict[str, Any]) -> None:
+    pass
+
+
+async def _work(how: str, folder: Path, home: Path) -> None:
+    node = Node(Home(home), _config(home))
+    async with node.running():
+        with Phase(how) as phase:
+            phase.waited_s = SETTLE_S
+            settings = {"protect_only": ["**"]} if how == "protect" else {}
+            await node.folders.add(os.fspath(folder), settings, force=True)
+            await node.folders.wait(os.fspath(folder), _quiet)
+        (watched,) = node.folders.all()
+        gc.collect()
+        with Phase("rescan"):
+            looked = watched._looked  # only the folder itself knows when it has looked
+            watched.ask_rescan("bench")
+            while watched._looked == looked:
+                await asyncio.sleep(0.002)
+        if how == "replace":
+            await asyncio.sleep(1.5)  # leases are held for a second
+            with Phase("restore"):
+                brought = await node.folders.hydrate([os.fspath(folder)], _quiet)
+            for one in brought:
+                if one.error is not None:
+                    raise one.error
+
+
+async def _serve(folder: Path, home: Path) -> None:
+    node = Node(Home(home), _config(home))
+    async with node.running():
+        await node.folders.add(os.fspath(folder), {}, force=True)
+        await node.folders.wait(os.fspath(folder), _quiet)
+        print("link", invite(node, "device", confirm=False)["link"], flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+async def _fetch(placeholder: Path, home: Path, link: str) -> None:
+    await join_group(Home(home), _config(home), {"link": link, "name": "second"}, _quiet)
+    node = Node(Home(home), _config(home))
+    async with node.running():
+        async with asyncio.timeout(30):
+            while not node.network.connections.links():
+                await asyncio.sleep(0.02)
+        with Phase("fetch"):
+            brought = await node.folders.hydrate([os.fspath(placeholder)], _quiet)
+        for one in brought:
+            if one.error is not None:
+                raise one.error
+
+
+def main(how: str, first: str, second: str, *rest: str) -> None:
+    LeaseKeeper.block_signals()
+    raise_descriptor_limit()
+    sys.setswitchinterval(SWITCH_S)
+    home = Path(second)
+    if how == "fetch":
+        asyncio.run(_fetch(Path(first), home, *rest))
+        return
+    found(Home(home), "bench", now=time.time(), random=os.urandom(32))
+    asyncio.run(_serve(Path(first), home) if how == "serve" else _work(how, Path(first), home))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
