@@ -6,7 +6,7 @@
 
 What a holder says is no proof: its copies are recorded as suspect, without receipt, and count
 again when an audit has been passed. What nobody has stays LOST; originals that depend on it are
-protected again. Holders are asked one after another; `complete` may run again at any time, also
+stored anew. Holders are asked one after another; `complete` may run again at any time, also
 beside everything else: rows that have become newer are left alone.
 """
 
@@ -359,12 +359,25 @@ def _own_order(heads: Sequence[KnownHead], me: NodeId) -> tuple[int, int]:
 
 
 def _doubt(db: sqlite3.Connection) -> int:
-    """Originals of which a bundle is nowhere: not as they were recorded, so a scan takes them."""
-    return db.execute(
-        "UPDATE files SET ino=0, ctime_ns=0 WHERE state='protected' AND kind='file' AND ino<>0"
-        " AND id IN (SELECT r.file FROM file_bundles r JOIN bundles b ON b.id=r.bundle"
-        " WHERE b.state='lost')"
-    ).rowcount
+    """Originals of which a bundle is nowhere are no longer called protected; how many.
+
+    Their rows become marks of the same version: the next scan finds files that it does not know
+    and stores them as the next version. A changed identity would do as well, but many of those
+    look like a mass change, and the folder would stop and ask.
+    """
+    query = (
+        "SELECT id FROM files WHERE state='protected' AND kind='file' AND id IN (SELECT r.file"
+        " FROM file_bundles r JOIN bundles b ON b.id=r.bundle WHERE b.state='lost')"
+    )
+    ids = db.execute(query).fetchall()
+    db.executemany("DELETE FROM file_bundles WHERE file=?", ids)
+    db.executemany("DELETE FROM manifests WHERE file=?", ids)
+    db.executemany(
+        "UPDATE files SET state='deleted', kind='deleted', reason='', hash=x'', file_size=0,"
+        " size=0, ino=0, mtime_ns=0, ctime_ns=0, stored_bytes=0, manifest_ref=x'' WHERE id=?",
+        ids,
+    )
+    return len(ids)
 
 
 def _local_meta(store: BundleStore, db: sqlite3.Connection) -> list[BundleId]:

@@ -165,7 +165,8 @@ class Disk:
 
     def __init__(self, entry: WatchedFolder) -> None:
         self.root: Root | None = None
-        self.seen: dict[bytes, Seen] = {}
+        self.seen: dict[bytes, Seen] = {}  # regular files
+        self.links: dict[bytes, Seen] = {}
         path, folder_id = Path(entry.path), FolderId(entry.folder_id)
         if Root.marker(path) != folder_id.hex():
             return
@@ -178,6 +179,8 @@ class Disk:
                     )
                 elif stat_module.S_ISREG(seen.mode):
                     self.seen[seen.path] = seen
+                elif stat_module.S_ISLNK(seen.mode):
+                    self.links[seen.path] = seen
         except (Unavailable, OSError) as exc:
             log.warning("%s cannot be looked at: %s", path, exc)
 
@@ -190,6 +193,22 @@ class Disk:
         if self.root is None:
             raise FileNotFoundError(path)
         return self.root.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+    def link(self, path: bytes) -> tuple[Seen, bytes] | None:
+        """A symbolic link at the path, and what it says."""
+        seen = self.links.get(path)
+        if seen is None or self.root is None:
+            return None
+        try:
+            fd = self.root.open(path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            return seen, os.readlink(b"", dir_fd=fd)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
 
     def start_of(self, path: bytes, size: int) -> bytes:
         """The first bytes; empty when it cannot be read."""
@@ -352,22 +371,28 @@ class Filer:
         return Found(line.path, raw, opened, line.version, (line.ref, line.entry))
 
     def _mark(self, folder: int, disk: Disk, line: IndexLine, raw: bytes | None) -> _Filed:
-        """A link, which the scan meets again, or the mark of a deletion."""
+        """A link as it is now, or as it was, or the mark of a deletion."""
         if line.kind == "link":
+            there, target = disk.link(line.path) or (_NO_IDENTITY, line.target)
             row = FileRow(
                 folder,
                 line.path,
                 State.PROTECTED,
                 "a link",
                 kind=files.Kind.LINK,
-                target=line.target,
+                target=target,
+                file_size=there.size,
+                size=there.size,
+                ino=there.ino,
+                mtime_ns=there.mtime_ns,
+                ctime_ns=there.ctime_ns,
             )
             return _Filed(row, b"", {}, {}, True, ())
-        there = self._trusted_placeholder(disk, line.path)
-        if there is not None and there.opened.manifest.file_id == line.file_id:
+        dot = self._trusted_placeholder(disk, line.path)
+        if dot is not None and dot.opened.manifest.file_id == line.file_id:
             # It came back after the deletion was written down.
-            back = there._replace(version=merge_versions(there.version, line.version))
-            return self._file(folder, disk, back)
+            version = merge_versions(dot.version, line.version)
+            return self._file(folder, disk, dot._replace(version=version))
         found = self._found(line, raw)
         references = self._references(found.opened.manifest, found.place) if found else {}
         row = FileRow(

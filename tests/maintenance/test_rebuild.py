@@ -29,6 +29,7 @@ from p2pstore.store import (
     BundleState,
     Catalog,
     DiskBundles,
+    FileRow,
     HeldStore,
     State,
     blocks,
@@ -316,6 +317,24 @@ def test_deletion_stays_known(filled: World) -> None:
     filled.rebuild()
     row = filled.file("gone.txt")
     assert (row.state, row.version) == (State.DELETED, before.version)
+
+
+def test_link_is_known_as_it_lies_there(world: World) -> None:
+    (world.folder / "link").symlink_to("somewhere/else")
+    (world.folder / "gone").symlink_to("nowhere")
+    rows = [
+        FileRow(world.row, name, State.PROTECTED, "a link", kind="link", target=b"old")
+        for name in (b"link", b"gone")
+    ]
+    world.catalog.write(lambda db: files.upsert_many(db, rows)).result()
+    world.write_index()
+    world.lose_catalog()
+    (world.folder / "gone").unlink()
+    world.rebuild()
+    stat = (world.folder / "link").lstat()
+    link = world.file("link")
+    assert (link.kind, link.target, link.ino) == ("link", b"somewhere/else", stat.st_ino)
+    assert (world.file("gone").target, world.file("gone").ino) == (b"old", 0)
 
 
 def test_missing_folder_keeps_what_its_index_says(filled: World) -> None:
@@ -620,12 +639,15 @@ async def test_original_whose_blocks_are_nowhere_is_taken_anew(
     evict(filled, "stays.db", elsewhere)
     filled.lose_catalog()
     filled.rebuild()
-    assert filled.file("stays.db").ino != 0
+    before = filled.file("stays.db")
+    assert before.state == State.PROTECTED
     done = await complete_with_holdings(
         filled.catalog, **complete_args(filled, Memory(elsewhere), [], [])
     )
     assert done.doubtful == 1
-    assert filled.file("stays.db").ino == 0
+    row = filled.file("stays.db")
+    assert (row.state, row.version) == (State.DELETED, before.version)
+    assert filled.file("a.txt").state == State.PLACEHOLDER, "it waits for a holder to come back"
 
 
 async def test_index_that_is_not_here_is_fetched(filled: World, elsewhere: DiskBundles) -> None:
