@@ -409,6 +409,10 @@ class Folder:
             self.scanned = True
         elif self._dirty:
             hints, self._dirty = self._dirty, set()
+            # A write into a mapped page may change nothing that a look can see.
+            now = self._parts.clock.monotonic()
+            for path in hints - self._forced:
+                self.waiting.touch(path, now=now, settle=self._settings.settle_s)
             findings = await self.in_thread(
                 look_at, root, self._parts.catalog, self.row, sorted(hints)
             )

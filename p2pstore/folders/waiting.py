@@ -13,6 +13,9 @@ from typing import NamedTuple
 from p2pstore.placement import Identity
 
 
+SLACK = 256  # outdated entries that are not worth a new heap
+
+
 class Rest(NamedTuple):
     identity: Identity
     reason: str  # why it did not go the last time; empty at first
@@ -118,6 +121,10 @@ class Waiting:
         self._rest[path] = rest
         self._count(rest, 1)
         heapq.heappush(self._heap, (rest.due, path))
+        if len(self._heap) > 2 * len(self._rest) + SLACK:
+            # A path that changes all the time leaves outdated entries behind.
+            self._heap = [(rest.due, path) for path, rest in self._rest.items()]
+            heapq.heapify(self._heap)
 
     def _take_out(self, path: bytes) -> None:
         rest = self._rest.pop(path, None)

@@ -32,7 +32,7 @@ from p2pstore.policy.evict import (
 )
 from p2pstore.policy.masschange import is_mass_change
 from p2pstore.policy.opens import OpenGate
-from p2pstore.policy.rest import Rest, in_work_for
+from p2pstore.policy.rest import in_work_for
 
 __all__ = [
     "FRESH_PROOF_S",
@@ -46,7 +46,6 @@ __all__ = [
     "Holder",
     "Need",
     "OpenGate",
-    "Rest",
     "Treatment",
     "admit_put",
     "classify",
