@@ -247,6 +247,7 @@ def _quit_late() -> None:
 @contextlib.asynccontextmanager
 async def offline(path: Path) -> AsyncIterator[NodeControl]:
     """The parts of a stopped node for one command, under HOME's lock; no peers, no watching."""
+    LeaseKeeper.block_signals()
     home = Home(path)
     with home.locked():
         lent = _Borrowed(settings.load(path, os.environ, {}), home)
