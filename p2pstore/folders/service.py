@@ -258,7 +258,7 @@ class Folders:
         """Until every present file is replaced or has a reason to stay."""
         folder = self.at(directory)
         while True:
-            counts = self._catalog.view(lambda db: files.counts(db, folder.row))
+            counts = await folder.in_thread(self._counts, folder)
             # A protected file without a reason to stay is on its way in a batch.
             done = [c for c in counts if c.state != State.PROTECTED or c.reason]
             replaced = [c for c in counts if c.state == State.PLACEHOLDER]
@@ -311,7 +311,7 @@ class Folders:
 
     async def remove(self, directory: str, how: str | None, progress: Progress) -> dict[str, Any]:
         folder = self.at(directory)
-        placeholders = self._count(folder, State.PLACEHOLDER)
+        placeholders = await folder.in_thread(self._placeholders, folder)
         hydrated = 0
         if placeholders and how is None:
             raise UsageError(
@@ -324,7 +324,7 @@ class Folders:
             failed = [b.error for b in brought if b.error is not None]
             if failed:
                 raise failed[0]
-            placeholders = self._count(folder, State.PLACEHOLDER)
+            placeholders = await folder.in_thread(self._placeholders, folder)
         task = self._tasks.pop(folder.folder_id)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -337,9 +337,11 @@ class Folders:
             "hydrated": hydrated,
         }
 
-    def _count(self, folder: Folder, state: str) -> int:
-        counts = self._catalog.view(lambda db: files.counts(db, folder.row))
-        return sum(count.files for count in counts if count.state == state)
+    def _counts(self, folder: Folder) -> list[files.Count]:
+        return self._catalog.view(lambda db: files.counts(db, folder.row))
+
+    def _placeholders(self, folder: Folder) -> int:
+        return sum(c.files for c in self._counts(folder) if c.state == State.PLACEHOLDER)
 
     # -- pause and resume -------------------------------------------------------------------------
 
@@ -401,7 +403,8 @@ class Folders:
         root = folder.root
         if root is None:
             raise Unavailable(f"{folder.path} is not there.")
-        rows = self.rows_below(folder, relative, (State.PLACEHOLDER, State.CONFLICT))
+        states = (State.PLACEHOLDER, State.CONFLICT)
+        rows = await folder.in_thread(self.rows_below, folder, relative, states)
         whole = os.fsencode(folder.path) + b"/"
         placeholders = [Placeholder(disk_name(row.path, row.state), row) for row in rows]
         if not placeholders and relative and not os.path.isdir(path):
@@ -463,7 +466,8 @@ class Folders:
         states = (State.PROTECTED, State.PLACEHOLDER)
         asked = [(*self.need(path), path) for path in paths]
         for folder, relative, _ in asked:
-            folder.force(self.rows_below(folder, relative, (State.PROTECTED,)))
+            present = (State.PROTECTED,)
+            folder.force(await folder.in_thread(self.rows_below, folder, relative, present))
             folder.force_new(relative)
         folders_asked = {folder.folder_id: folder for folder, _, _ in asked}.values()
         most = sum(folder.pending() for folder in folders_asked)
@@ -477,7 +481,7 @@ class Folders:
             await asyncio.sleep(POLL_S)
         results: dict[str, str] = {}
         for folder, relative, path in asked:
-            rows = self.rows_below(folder, relative, states)
+            rows = await folder.in_thread(self.rows_below, folder, relative, states)
             for row in rows:
                 stays = row.reason or folder.waiting.reason(row.path) or "it is being protected"
                 whole = os.path.join(folder.path, os.fsdecode(row.path))
@@ -490,7 +494,8 @@ class Folders:
         brought = await self.hydrate(paths, progress) if pinned else []
         for path in paths:
             folder, relative = self.need(path)
-            rows = self.rows_below(folder, relative, (State.PROTECTED, State.PLACEHOLDER))
+            states = (State.PROTECTED, State.PLACEHOLDER)
+            rows = await folder.in_thread(self.rows_below, folder, relative, states)
             ids = [row.id for row in rows]
             await self._catalog.awrite(partial(_set_pinned, ids, pinned))
             folder.ask_rescan("pins changed", judge_anew=True)
@@ -513,7 +518,7 @@ class Folders:
                     ]
             return files.deleted_beneath(db, folder.row, relative)
 
-        entries = self._catalog.view(deleted)
+        entries = await folder.in_thread(self._catalog.view, deleted)
         if not entries:
             raise UsageError(f"{path} is not among the deleted files of {folder.path}.")
         for entry in entries:
