@@ -6,23 +6,23 @@ Nothing is decided here. What policy says of these facts is carried out by `repl
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import msgspec
 
 from p2pstore.config import FolderSettings
 from p2pstore.content import Kind
 from p2pstore.ids import FolderId, NodeId
-from p2pstore.maintenance.index import HeadOrder
+from p2pstore.maintenance.index import HeadOrder, index_root
 from p2pstore.policy import Copy, Facts, Holder, counted
 from p2pstore.policy import target as target_of
-from p2pstore.store import BundleRow, BundleState, Catalog, State, blocks, copies, files, folders
+from p2pstore.store import BundleRow, BundleState, Catalog, State, blocks, copies, folders
 
 EVICTABLE = frozenset((State.PLACEHOLDER, State.PROTECTED))
 WHY_NOT = {State.HYDRATING: "are being brought back", State.CONFLICT: "are in conflict"}
 META_EXTRA = 1  # meta bundles get one copy more than the data that they describe
+RENEW_MS = 30 * 86_400_000  # a proof so old is asked for anew, which makes the lease longer
 
 _SETTINGS = msgspec.msgpack.Decoder(FolderSettings)
 
@@ -55,25 +55,49 @@ class Ledger:
             for row in self._catalog.view(folders.every)
         }
 
-    def lacking(self, world: World, holder: NodeId, limit: int) -> list[BundleRow]:
-        """Sealed bundles of ours that this holder has not and that want more copies, oldest first.
+    def lacking(
+        self, world: World, holder: NodeId, limit: int, *, after: int = 0
+    ) -> list[BundleRow]:
+        """Sealed bundles of ours that want a copy at this holder, or a fresh proof of the one that
+        it has; those behind row `after`, meta bundles first: without them the data is noise.
 
-        Meta bundles come first: without them the data is noise.
+        Called every minute for each holder, over all bundles: SQLite looks through them, and only
+        what may be wanted is judged here.
         """
         settings = self.settings()
 
         def look(db: sqlite3.Connection) -> list[BundleRow]:
-            has = {c.bundle for c in _all_of_holder(db, holder) if c.state != copies.CopyState.LOST}
-            counts = copies.counts(db)
             wanted: list[BundleRow] = []
-            for row in _sealed(db):
-                if row.id in has or not row.own:
-                    continue
-                goal = self._goal(db, world, row, settings)[1]
-                if counts.get(row.id, 0) < goal:
-                    wanted.append(row)
-            wanted.sort(key=lambda row: (row.kind != Kind.META, row.id))
-            return wanted[:limit]
+            for kind in (Kind.META, Kind.DATA):
+                rules = _Rules(settings, is_meta=kind == Kind.META, eligible=world.eligible)
+                values = _parameters(world, holder, int(kind), after)
+                for raw in db.execute(_LACKING_ROWS, {**values, "goal": rules.greatest}):
+                    row = BundleRow(*raw[:-1])
+                    if raw[-1] < rules.goal(db, row):
+                        wanted.append(row)
+                        if len(wanted) == limit:
+                            return wanted
+                for raw in db.execute(_STALE_ROWS, values):
+                    wanted.append(BundleRow(*raw))
+                    if len(wanted) == limit:
+                        return wanted
+            return wanted
+
+        return self._catalog.view(look)
+
+    def lacking_bytes(self, world: World, holder: NodeId) -> int:
+        """About how much `lacking` has to send: bundles that other folders refer to as well may
+        want more copies than this counts."""
+        settings = self.settings()
+
+        def look(db: sqlite3.Connection) -> int:
+            total = 0
+            for kind in (Kind.META, Kind.DATA):
+                rules = _Rules(settings, is_meta=kind == Kind.META, eligible=world.eligible)
+                query = f"SELECT coalesce(sum(b.bytes), 0) {_LACKING} AND {_COPIES}<{rules.in_sql}"
+                values = _parameters(world, holder, int(kind), 0)
+                total += int(db.execute(query, values).fetchone()[0])
+            return total
 
         return self._catalog.view(look)
 
@@ -101,10 +125,18 @@ class Ledger:
         acks: Mapping[FolderId, Sequence[copies.HeadAck]],
         for_room: bool,
     ) -> Facts:
-        low, high = self._goal(db, world, row, settings)
         numbers = blocks.folders_of_bundle(db, row.id)
+        low, high = _goal(
+            [settings[number][1] for number in numbers if number in settings],
+            is_meta=row.kind == Kind.META,
+            eligible=world.eligible,
+        )
         ids = [settings[number][0] for number in numbers if number in settings]
+        # An index is the way from a head to the manifests: its bundles are keys as well.
+        indexes = [_index_bundles(db, folder_id) for folder_id in ids]
         meta = blocks.companions(db, row.id, int(Kind.META))
+        is_complete = bool(meta) and bool(indexes) and all(indexes)
+        meta = list({m.id: m for m in [*meta, *(m for rows in indexes for m in rows)]}.values())
         meta_copies = copies.of_bundles(db, [m.id for m in meta])
         return Facts(
             is_meta=row.kind == Kind.META,
@@ -115,7 +147,7 @@ class Ledger:
             meta_copies=[
                 counted(self._copies(world, m, meta_copies.get(m.id, [])), world.now) for m in meta
             ],
-            has_meta=bool(meta),
+            has_meta=is_complete,
             head_acks=self._acked(world, ids, acks),
             words_confirmed=world.words_confirmed,
             second_device=world.second_device,
@@ -123,25 +155,6 @@ class Ledger:
             rebuilding=world.rebuilding,
             in_the_way=_in_the_way(db, row.id),
         )
-
-    def _goal(
-        self,
-        db: sqlite3.Connection,
-        world: World,
-        row: BundleRow,
-        settings: Mapping[int, tuple[FolderId, FolderSettings]],
-    ) -> tuple[int, int]:
-        """(min_copies, target): the greatest of all folders that refer to the bundle."""
-        rules = [
-            settings[number][1]
-            for number in blocks.folders_of_bundle(db, row.id)
-            if number in settings
-        ] or [FolderSettings()]
-        low = max(rule.min_copies for rule in rules)
-        wanted = max(rule.copies for rule in rules)
-        if row.kind == Kind.META:
-            wanted += META_EXTRA
-        return low, target_of(wanted, low, world.eligible)
 
     def _copies(self, world: World, row: BundleRow, known: Iterable[copies.Copy]) -> list[Copy]:
         """Copies of the bundle's present live map, at nodes that may still hold for us."""
@@ -178,44 +191,101 @@ class Ledger:
             found = have if found is None else [holder for holder in found if holder in have]
         return found or []
 
-    def covers(self, world: World, holder: NodeId) -> bool:
-        """Whether the holder has acknowledged everything there is to acknowledge."""
-        for folder_id, head in world.heads.items():
-            acks = self._catalog.view(partial(_acks, folder_id))
-            if not any(
-                ack.holder == holder
-                and (ack.incarnation, ack.seq) >= head
-                and (ack.generation, ack.state_seq) >= world.state
-                for ack in acks
-            ):
-                return False
-        return True
+    def untold(self, world: World, holders: Collection[NodeId]) -> set[NodeId]:
+        """Those of the holders that have not acknowledged everything there is to acknowledge."""
+
+        def look(db: sqlite3.Connection) -> set[NodeId]:
+            left: set[NodeId] = set()
+            for folder_id, head in world.heads.items():
+                told = {
+                    ack.holder
+                    for ack in copies.acks(db, folder_id)
+                    if (ack.incarnation, ack.seq) >= head
+                    and (ack.generation, ack.state_seq) >= world.state
+                }
+                left.update(holder for holder in holders if holder not in told)
+            return left
+
+        return self._catalog.view(look)
 
 
-def _acks(folder_id: FolderId, db: sqlite3.Connection) -> list[copies.HeadAck]:
-    return copies.acks(db, folder_id)
+class _Rules:
+    """How many copies bundles of one kind are to have."""
+
+    def __init__(
+        self,
+        settings: Mapping[int, tuple[FolderId, FolderSettings]],
+        *,
+        is_meta: bool,
+        eligible: int,
+    ) -> None:
+        self._rules = {number: rule for number, (_, rule) in settings.items()}
+        self._is_meta = is_meta
+        self._eligible = eligible
+        own = {number: self._of([rule]) for number, rule in self._rules.items()}
+        other = self._of([])
+        self.greatest = max([*own.values(), other])
+        self._is_one = len({*own.values()}) <= 1 and max(own.values(), default=other) >= other
+        # Numbers of ours only, so that the text may be put together.
+        cases = " ".join(f"WHEN {number} THEN {goal}" for number, goal in own.items())
+        self.in_sql = f"CASE b.folder {cases} ELSE {other} END" if own else str(other)
+
+    def _of(self, rules: Sequence[FolderSettings]) -> int:
+        return _goal(rules, is_meta=self._is_meta, eligible=self._eligible)[1]
+
+    def goal(self, db: sqlite3.Connection, row: BundleRow) -> int:
+        """The greatest of all folders that refer to the bundle."""
+        if self._is_one:
+            return self.greatest
+        numbers = blocks.folders_of_bundle(db, row.id)
+        return self._of([self._rules[number] for number in numbers if number in self._rules])
 
 
-def _sealed(db: sqlite3.Connection) -> Iterable[BundleRow]:
-    after = 0
-    while page := blocks.list_bundles(db, states=(BundleState.SEALED,), after=after):
-        yield from page
-        after = page[-1].id
+def _goal(rules: Sequence[FolderSettings], *, is_meta: bool, eligible: int) -> tuple[int, int]:
+    """(min_copies, target) for a bundle that folders with these rules refer to."""
+    rules = rules or [FolderSettings()]
+    low = max(rule.min_copies for rule in rules)
+    wanted = max(rule.copies for rule in rules) + (META_EXTRA if is_meta else 0)
+    return low, target_of(wanted, low, eligible)
 
 
-def _all_of_holder(db: sqlite3.Connection, holder: NodeId) -> Iterable[copies.Copy]:
-    after = 0
-    while page := copies.of_holder(db, holder, after=after):
-        yield from page
-        after = page[-1].bundle
+_COLUMNS = ", ".join(f"b.{name}" for name in BundleRow._fields)
+_COPIES = (
+    "(SELECT count(*) FROM copies c WHERE c.bundle=b.id AND c.state='proved' AND c.seq=b.seq"
+    " AND c.lease_until>:now)"
+)
+_AT_HOLDER = (
+    "SELECT 1 FROM copies c WHERE c.bundle=b.id AND c.holder=:holder AND c.state='proved'"
+    " AND c.seq=b.seq AND c.lease_until>:now"
+)
+_OURS = "FROM bundles b WHERE b.id>:after AND b.state='sealed' AND b.own=1 AND b.kind=:kind"
+_LACKING = f"{_OURS} AND NOT EXISTS ({_AT_HOLDER})"
+_LACKING_ROWS = f"SELECT {_COLUMNS}, {_COPIES} AS n {_LACKING} AND n<:goal ORDER BY b.id"
+_STALE_ROWS = (
+    f"SELECT {_COLUMNS} {_OURS} AND EXISTS ({_AT_HOLDER} AND c.proved_at<:stale) ORDER BY b.id"
+)
+
+
+def _parameters(world: World, holder: NodeId, kind: int, after: int) -> dict[str, object]:
+    now = int(world.now * 1000)
+    return {"now": now, "stale": now - RENEW_MS, "holder": holder, "kind": kind, "after": after}
+
+
+def _index_bundles(db: sqlite3.Connection, folder_id: FolderId) -> list[BundleRow]:
+    """What the folder's index lies in."""
+    query = f"SELECT {_COLUMNS} FROM roots r JOIN bundles b ON b.id=r.bundle WHERE r.root=?"
+    return [BundleRow(*row) for row in db.execute(query, (index_root(folder_id),))]
 
 
 def _in_the_way(db: sqlite3.Connection, bundle: int) -> dict[str, int]:
     """Files that need the bundle here just now, by reason."""
+    query = (
+        "SELECT f.state, count(*) FROM file_bundles r JOIN files f ON f.id=r.file"
+        " WHERE r.bundle=? GROUP BY f.state"
+    )
     found: dict[str, int] = {}
-    for number in blocks.files_of_bundle(db, bundle):
-        row = files.by_id(db, number)
-        if row is not None and row.state not in EVICTABLE:
-            reason = WHY_NOT.get(State(row.state), f"are {row.state}")
-            found[reason] = found.get(reason, 0) + 1
+    for state, count in db.execute(query, (bundle,)):
+        if state not in EVICTABLE:
+            reason = WHY_NOT.get(State(state), f"are {state}")
+            found[reason] = found.get(reason, 0) + count
     return found

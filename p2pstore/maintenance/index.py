@@ -29,7 +29,7 @@ from p2pstore.content import (
 )
 from p2pstore.errors import Unavailable
 from p2pstore.home import Home
-from p2pstore.ids import BundleId, FileId, NodeId
+from p2pstore.ids import BundleId, FileId, FolderId, NodeId
 from p2pstore.ingest import Author, Ingest, Intake, Protected
 from p2pstore.store import Catalog, FileRow, IntentKind, State, blocks, files, folders, journal
 
@@ -37,6 +37,11 @@ DELAY_S = 60.0
 _NO_FILE = FileId(bytes(16))
 _PLACE = msgspec.msgpack.Decoder(tuple[BundleRef, Entry])
 _VERSION = msgspec.msgpack.Decoder(dict[NodeId, int])
+
+
+def index_root(folder_id: FolderId) -> str:
+    """Under this name the catalog keeps what the folder's index lies in."""
+    return f"index:{folder_id.hex()}"
 
 
 class HeadOrder(NamedTuple):

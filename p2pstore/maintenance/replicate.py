@@ -49,19 +49,26 @@ class Replicator:
         until, _ = self._resting.get(holder, (0.0, 0.0))
         if self._clock.monotonic() < until:
             return False
+        sent: set[int] = set()  # nothing is sent twice in one go, whatever a holder signs
         while True:
-            world = self._world()
-            rows = await asyncio.to_thread(self._ledger.lacking, world, holder, PAGE)
+            rows = await asyncio.to_thread(self._lacking, holder, sent)
             if not rows:
                 self.trouble.pop(holder, None)
                 return True
             lane = asyncio.Semaphore(AT_ONCE)
             async with asyncio.TaskGroup() as group:
-                sent = [group.create_task(self._send(lane, holder, row)) for row in rows]
-            if not all(task.result() for task in sent):
+                tasks = [group.create_task(self._send(lane, holder, row)) for row in rows]
+            if not all(task.result() for task in tasks):
                 self._rest(holder)
                 return False
+            sent.update(row.id for row in rows)
             self._resting.pop(holder, None)
+
+    def _lacking(self, holder: NodeId, sent: set[int]) -> list[BundleRow]:
+        # What was sent and is lacking still lies in front: ask for as much more.
+        again = len(sent) if sent else 0
+        rows = self._ledger.lacking(self._world(), holder, PAGE + again)
+        return [row for row in rows if row.id not in sent][:PAGE]
 
     async def _send(self, lane: asyncio.Semaphore, holder: NodeId, row: BundleRow) -> bool:
         async with lane:

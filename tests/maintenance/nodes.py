@@ -1,0 +1,288 @@
+"""Devices of one group that keep copies of each other's bundles, with what maintains them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from p2pstore.clock import ManualClock
+from p2pstore.config import FolderSettings
+from p2pstore.content import BundleHeader, Kind, SealedBlock, block_id_of, bundle_tag
+from p2pstore.ids import BundleId, FolderId, NodeId
+from p2pstore.maintenance import Evictor, Ledger, Replicator, World
+from p2pstore.maintenance.index import HeadOrder
+from p2pstore.policy import Holder
+from p2pstore.store import (
+    BundleRow,
+    BundleState,
+    Catalog,
+    FileRow,
+    State,
+    blocks,
+    copies,
+    files,
+    folders,
+)
+from tests.swarm.world import GROUP_KEY, TAG_SECRET, Node
+from tests.swarm.world import World as SwarmWorld
+
+DAY_MS = 86_400_000
+HEAD = HeadOrder(1, 7)
+STATE = (1, 3)
+NO_SETTINGS = FolderSettings(min_copies=2)
+
+
+class JumpingClock(ManualClock):
+    """Its wall clock can be set."""
+
+    def jump(self, seconds: float) -> None:
+        self._wall += seconds
+
+    def sleep_of_the_machine(self, seconds: float) -> None:
+        """The monotonic clock of Linux stands still meanwhile."""
+        self._wall += seconds
+
+
+class Filed(NamedTuple):
+    """A protected file: its data bundle, and the meta bundle with its manifest."""
+
+    data: BundleRow
+    meta: BundleRow
+    file: int
+
+
+class Device(Node):
+    """A node with a catalog, one folder, and maintenance without its loops."""
+
+    def __init__(
+        self, world: SwarmWorld, name: str, root: Path, *, clock: JumpingClock | None = None
+    ) -> None:
+        if clock is not None:
+            world.clock, before = clock, world.clock
+        super().__init__(world, name, root, group_key=GROUP_KEY)
+        if clock is not None:
+            world.clock = before
+        self.pauses: list[float] = []
+        self.at_pause: Callable[[], Any] = lambda: None
+        self.gone: list[BundleId] = []
+        self.facts = World(
+            now=self.clock.wall(),
+            holders={},
+            eligible=0,
+            heads={},
+            clean=frozenset(),
+            state=STATE,
+            words_confirmed=True,
+            second_device=True,
+            rebuilding=False,
+        )
+        self.path = root / name / "catalog.sqlite"
+        self.catalog = Catalog.open(self.path)
+        self.folder_id = FolderId(hashlib.sha256(name.encode()).digest()[:16])
+        self.folder = self.add_folder(self.folder_id, NO_SETTINGS)
+        self.root_bundle = self.bundle(f"index of {name}", Kind.META)
+        self.set_index(self.folder_id, [self.root_bundle])
+        self.wire()
+
+    def wire(self) -> None:
+        self.ledger = Ledger(self.catalog)
+        self.replicator = Replicator(
+            catalog=self.catalog,
+            ledger=self.ledger,
+            pusher=self.pusher,
+            world=self.look,
+            clock=self.clock,
+        )
+        self.evictor = Evictor(
+            catalog=self.catalog,
+            store=self.bundles,
+            ledger=self.ledger,
+            pusher=self.pusher,
+            world=self.look,
+            promises=self.promises,
+            clock=self.clock,
+            pool=self.world.pool,
+            fresh_proof_s=600.0,
+            gone=self.gone.append,
+            pause=self.pause,
+        )
+
+    async def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        result = self.at_pause()
+        if result is not None:
+            await result
+
+    # -- what policy is told ----------------------------------------------------------------------
+
+    def look(self) -> World:
+        changed = {
+            "now": self.clock.wall(),
+            "holders": {
+                other.node_id: Holder(other.node_id, "device")
+                for other in self.world.nodes
+                if other is not self
+            },
+        }
+        if not self.facts.eligible:
+            changed["eligible"] = len(self.world.nodes) - 1
+        if not self.facts.heads:
+            changed["heads"] = {self.folder_id: HEAD}
+            changed["clean"] = frozenset((self.folder_id,))
+        values = {name: getattr(self.facts, name) for name in World.__dataclass_fields__}
+        return World(**{**values, **changed})
+
+    # -- rows -------------------------------------------------------------------------------------
+
+    def add_folder(self, folder_id: FolderId, settings: FolderSettings) -> int:
+        encoded = msgspec.msgpack.encode(settings)
+        path = b"/" + folder_id.hex().encode()
+        return self.catalog.write(
+            lambda db: folders.add(db, folder_id, path, "f", encoded, folder_id)
+        ).result()
+
+    def set_index(self, folder_id: FolderId, rows: list[BundleRow]) -> None:
+        root = f"index:{folder_id.hex()}"
+        self.catalog.write(lambda db: blocks.set_root(db, root, [row.id for row in rows])).result()
+
+    def bundle(
+        self, name: str, kind: Kind = Kind.DATA, *, number: int = 6, folder: int | None = None
+    ) -> BundleRow:
+        """Sealed here, with its row."""
+        made = []
+        for i in range(number):
+            stamp = hashlib.sha256(f"{name}/{i}".encode()).digest()
+            block = (stamp * 100)[: 3000 + i]
+            made.append(SealedBlock(block_id_of(block), stamp, block))
+        bundle_id = BundleId(hashlib.sha256(f"bundle {name}".encode()).digest())
+        header = BundleHeader(bundle_id, self.group, self.public, kind, 1_700)
+        bundle = self.bundles.create(header, self.key)
+        bundle.append(made)
+        bundle.seal()
+        tag = bundle_tag(TAG_SECRET, bundle_id)
+        self.tags[tag] = bundle_id
+        row = BundleRow(
+            bundle_id=bundle_id,
+            tag=tag,
+            kind=int(kind),
+            folder=folder or self.folder,
+            state=BundleState.SEALED,
+            bytes=self.bundles.size(bundle_id),
+            blocks=number,
+            created=int(self.clock.wall() * 1000),
+        )
+        number = self.catalog.write(lambda db: blocks.put_bundle(db, row)).result()
+        return row._replace(id=number)
+
+    def protect(self, name: str, *, state: str = State.PLACEHOLDER) -> Filed:
+        data = self.bundle(f"{self.name}/{name}")
+        meta = self.bundle(f"{self.name}/{name}/meta", Kind.META)
+        file = self.refer(name.encode(), [data, meta], state=state)
+        return Filed(data, meta, file)
+
+    def refer(
+        self,
+        path: bytes,
+        rows: list[BundleRow],
+        *,
+        state: str = State.PLACEHOLDER,
+        folder: int | None = None,
+    ) -> int:
+        row = FileRow(folder or self.folder, path, state, file_id=os.urandom(16), file_size=100)
+
+        def change(db: sqlite3.Connection) -> int:
+            (number,) = files.upsert_many(db, [row])
+            blocks.set_file_bundles(db, [(number, [one.id for one in rows])])
+            return number
+
+        return self.catalog.write(change).result()
+
+    def row(self, bundle: BundleRow) -> BundleRow:
+        found = self.catalog.view(lambda db: blocks.by_rowid(db, bundle.id))
+        assert found is not None
+        return found
+
+    def copies(self, bundle: BundleRow) -> dict[NodeId, copies.Copy]:
+        known = self.catalog.view(lambda db: copies.of_bundle(db, bundle.id))
+        return {copy.holder: copy for copy in known}
+
+    def note_copy(self, bundle: BundleRow, holder: Node, **changes: Any) -> None:
+        """As if a receipt had come."""
+        now = int(self.clock.wall() * 1000)
+        fields: dict[str, Any] = {
+            "bundle": bundle.id,
+            "holder": holder.node_id,
+            "seq": 0,
+            "proved_at": now,
+            "lease_until": now + 180 * DAY_MS,
+            "receipt": b"",
+        }
+        copy = copies.Copy(**{**fields, **changes})
+        self.catalog.write(lambda db: copies.put(db, copy)).result()
+
+    def acknowledge(self, *holders: Node, head: HeadOrder = HEAD) -> None:
+        for holder in holders:
+            ack = copies.HeadAck(holder.node_id, self.folder_id, *head, *STATE)
+            self.catalog.write(lambda db, ack=ack: copies.acknowledge(db, ack)).result()
+
+    # -- doing ------------------------------------------------------------------------------------
+
+    async def copy_to(self, *holders: Node) -> None:
+        """Everything, to each of them, who acknowledge the heads as well."""
+        for holder in holders:
+            assert await self.replicator.serve(holder.node_id)
+        self.acknowledge(*holders)
+
+    async def evict(self, *rows: BundleRow) -> dict[str, tuple[int, int]]:
+        """Why each stays, by reason."""
+        fresh = [self.row(row) for row in rows]
+        return (await self.evictor.evict(fresh, lambda _: None)).waiting
+
+    def is_here(self, bundle: BundleRow) -> bool:
+        return self.bundles.has(bundle.bundle_id)
+
+    def has_copy(self, bundle_id: BundleId) -> bool:
+        return self.bundles.has(bundle_id) or self.held.has(bundle_id)
+
+    async def close(self) -> None:
+        await super().close()
+        self.catalog.close()
+
+
+class Group(SwarmWorld):
+    """A world of devices that all know each other."""
+
+    nodes: list[Any]
+
+    def __init__(self, root: Path, kind: str = "memory") -> None:
+        super().__init__(root, kind)
+        self.clock: JumpingClock = JumpingClock()
+
+    def device(self, name: str, **options: Any) -> Device:
+        device = Device(self, name, self.root, **options)
+        self.nodes.append(device)
+        return device
+
+    async def devices(self, number: int) -> list[Device]:
+        made = [self.device(f"device {i}") for i in range(number)]
+        for one in made:
+            for other in made:
+                if other is not one:
+                    await one.knows(other)
+        return made
+
+    def copies_of(self, bundle_id: BundleId) -> int:
+        """On how many devices it is, whole and not in any trash."""
+        return sum(node.has_copy(bundle_id) for node in self.nodes)
+
+    def cut(self) -> None:
+        """Every link that is up breaks."""
+        for node in self.nodes:
+            for link in node.transport.links():
+                link.abort() if hasattr(link, "abort") else None
