@@ -86,6 +86,8 @@ BATCH_BYTES = 64 << 20
 BATCHES_IN_FLIGHT = 3
 TICK_S = 0.25
 LOOKS_APART_S = 2.0  # while batches run: they make most of the hints
+LOOK_SHARE = 10  # ... and a large folder is not looked at for most of the time
+LOOKS_APART_MOST_S = 30.0
 RETRY_S = 5.0  # a file that somebody has open is tried again after this
 OWN_OPENS_S = 2.0  # for so long our own read-back of a new placeholder may be told of
 LEASE_HOLD_S = 1.0  # a claim is kept this long after its rename (SAFETY, section 2)
@@ -143,6 +145,7 @@ class Folder:
         self._ours_lately: set[bytes] = set()  # those that they finished since the look began
         self._half_seen: set[bytes] = set()  # of ours: a look met them half done
         self._looked = float("-inf")
+        self._look_took = 0.0
         self._dirty: set[bytes] = set()
         self._rescan: str | None = "start"
         self._gone: dict[bytes, float] = {}
@@ -340,6 +343,10 @@ class Folder:
             match event:
                 case Changed(paths):
                     self._dirty.update(paths)
+                    # Now: the look that these ask for may have to wait for batches.
+                    now = self._parts.clock.monotonic()
+                    for path in paths - self._forced:
+                        self.waiting.touch(path, now=now, settle=self._settings.settle_s)
                 case RescanWanted(reason):
                     self._rescan = self._rescan or reason
                 case RootGone() | RootBack():
@@ -388,12 +395,14 @@ class Folder:
         """Seconds until the next look is worth it: most of what is heard meanwhile is our doing."""
         if not self._ours or not self.scanned or self._forced:
             return 0.0
-        return max(0.0, self._looked + LOOKS_APART_S - self._parts.clock.monotonic())
+        apart = min(max(LOOKS_APART_S, LOOK_SHARE * self._look_took), LOOKS_APART_MOST_S)
+        return max(0.0, self._looked + apart - self._parts.clock.monotonic())
 
     async def _look(self) -> None:
         root = self.root
         if root is None or self._look_later():
             return
+        began = self._parts.clock.monotonic()
         if self._rescan is not None or self._dirty:
             self._ours_lately.clear()
         if self._rescan is not None:
@@ -422,6 +431,7 @@ class Folder:
             await self._watch_opens(findings.directories)
             await self._apply(root, findings)
         self._looked = self._parts.clock.monotonic()
+        self._look_took = self._looked - began
 
     async def _watch_opens(self, directories: Sequence[bytes]) -> None:
         """Hear of opens in these directories; beyond the system's limit only `hydrate` works."""

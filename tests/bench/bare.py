@@ -33,9 +33,8 @@ from p2pstore.content import (
     block_id_of,
     dedup_key,
 )
-from p2pstore.leases import LeaseKeeper
-from p2pstore.node.life import SWITCH_S
-from p2pstore.syscalls import link_fd, raise_descriptor_limit, rename_noreplace, syncfs
+from p2pstore.node.life import tune
+from p2pstore.syscalls import link_fd, rename_noreplace, syncfs
 from tests.bench.measure import Phase
 
 SECRET = b"bare".ljust(32, b".")
@@ -361,9 +360,7 @@ def _restore_large(file: File, pool: ThreadPoolExecutor) -> None:
 
 
 def main(how: str, first: str, second: str) -> None:
-    LeaseKeeper.block_signals()  # a broken lease must not end the process
-    raise_descriptor_limit()
-    sys.setswitchinterval(SWITCH_S)
+    tune()
     source, work = Path(first), Path(second)
     files: list[File] = []
     small, large = _batches(source)

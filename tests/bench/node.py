@@ -19,12 +19,10 @@ from typing import Any
 
 from p2pstore.config import Config, load
 from p2pstore.home import Home
-from p2pstore.leases import LeaseKeeper
 from p2pstore.members import found
 from p2pstore.node.build import Node
 from p2pstore.node.inviting import invite, join_group
-from p2pstore.node.life import SWITCH_S
-from p2pstore.syscalls import raise_descriptor_limit
+from p2pstore.node.life import tune
 from tests.bench.measure import Phase
 
 SETTLE_S = 0.3
@@ -94,9 +92,7 @@ async def _fetch(placeholder: Path, home: Path, link: str) -> None:
 
 
 def main(how: str, first: str, second: str, *rest: str) -> None:
-    LeaseKeeper.block_signals()
-    raise_descriptor_limit()
-    sys.setswitchinterval(SWITCH_S)
+    tune()
     home = Path(second)
     if how == "fetch":
         asyncio.run(_fetch(Path(first), home, *rest))
