@@ -1,11 +1,11 @@
 """A process that does one job on a `World` and may be killed at any of its writes.
 
     python -m tests.faults.child   reads one JSON job a line: {base, job, names, kill_at, mutant,
-                                   power}
+                                   power, flush}
 
 Each job runs in a fork of its own, so that the interpreter starts once. Calls that change something
 on a disk are counted from 1; before call number `kill_at` the fork kills itself with SIGKILL; with
-`power` it first takes the power from the ext4 that it works on, and what was not synced is lost.
+`power` it first takes the power from the ext4 at that path, and what was not synced is lost.
 Answers one JSON line: {"killed", "calls", "error"}.
 """
 
@@ -38,25 +38,37 @@ _CHANGING = [
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2
+_FSYNC = os.fsync
 
 
 class Countdown:
     """Counts what changes the disk; the call whose number is `kill_at` is not made any more."""
 
-    def __init__(self, kill_at: int, power: int = -1) -> None:
+    def __init__(self, kill_at: int, power: str = "", *, flush: bool = False) -> None:
         self.kill_at = kill_at
-        self.power = power  # a descriptor on the file system whose power is cut
+        self._power = power  # where the file system is mounted whose power is cut
+        self._flush = flush  # somebody else's fsync made its journal durable just before
         self.calls = 0
         self._lock = threading.Lock()
 
     def hit(self) -> None:
+        if self.kill_at and self.calls >= self.kill_at:
+            return  # the end is near
         with self._lock:
             self.calls += 1
             if self.calls == self.kill_at:
-                if self.power >= 0:
-                    fcntl.ioctl(self.power, EXT4_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+                if self._power:
+                    self._cut_power()
                 os.kill(os.getpid(), signal.SIGKILL)
                 signal.pause()
+
+    def _cut_power(self) -> None:
+        mounted = os.open(self._power, os.O_RDONLY)
+        if self._flush:
+            # Names become durable so, and contents that were not allocated yet do not.
+            other = os.open("lost+found/other", os.O_RDWR | os.O_CREAT, dir_fd=mounted)
+            _FSYNC(other)
+        fcntl.ioctl(mounted, EXT4_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -112,11 +124,13 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        power = os.open(order["base"], os.O_RDONLY) if order.get("power") else -1
-        countdown = Countdown(order.get("kill_at") or 0, power)
+        countdown = Countdown(
+            order.get("kill_at") or 0, order.get("power") or "", flush=bool(order.get("flush"))
+        )
         error = ""
         try:
-            mutants.plant(order.get("mutant") or "")
+            if order.get("mutant"):
+                mutants.MUTANTS[order["mutant"]](setattr)
             countdown.install()
             work(Path(order["base"]), order["job"], order["names"])
         except BaseException:

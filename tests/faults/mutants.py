@@ -11,125 +11,135 @@ from importlib import import_module
 from typing import Any
 
 from p2pstore import placement
-from p2pstore.folders import emptying, recovery, taking
+from p2pstore.folders import emptying, recovery
 from p2pstore.ingest import pipeline
+from p2pstore.placement import root as placement_root
+from p2pstore.store import Catalog, disk
 
 # The door has functions of the same names.
 arrive, claim, replace, trash = (
     import_module(f"p2pstore.placement.{name}") for name in ("arrive", "claim", "replace", "trash")
 )
 
-
-def plant(name: str) -> None:
-    """Make the program wrong in this way; nothing happens for the empty name."""
-    if name:
-        MUTANTS[name]()
+Patch = Callable[[Any, str, Any], None]  # setattr, or monkeypatch's
 
 
-def _no_journal_commit() -> None:
-    """Originals are renamed away before the journal says so."""
-    original = taking.replace
+def _name_before_content(patch: Patch) -> None:
+    """What comes back is written under its name."""
+    beginning = arrive.Arrival.begin
 
-    def replaced(root: Any, batch: str, placings: Any, commit: Any) -> Any:
-        done = original(root, batch, placings, lambda paths: None)
-        commit([p.claim.path for p in placings])
-        return done
+    def begin(self: Any) -> None:
+        beginning(self)
+        with placement.Directories(self._root) as directories:
+            directory, name = directories.made_parent(self.landing.path)
+            arrive.link_fd(self._fd, directory, name)
 
-    taking.replace = replaced  # type: ignore[attr-defined]
+    def named(self: Any, directories: Any) -> Any:
+        return self.landing.path, placement.Identity.of(arrive.os.fstat(self._fd))
 
-
-def _original_before_placeholder() -> None:
-    """The original leaves before its `.f` has a name, and recovery does not write it."""
-    names = replace._give_names
-
-    def given(root: Any, directories: Any, batch: str, placings: Any, results: Any) -> Any:
-        for placing in placings:
-            path = placing.claim.path
-            trashed, last = directories.made_parent(replace.trash_path(batch, path))
-            directory, name = directories.parent(path)
-            replace.rename_noreplace(directory, name, trashed, last)
-            root.sync()
-            replace.rename_noreplace(trashed, last, directory, name)
-        return names(root, directories, batch, placings, results)
-
-    replace._give_names = given  # type: ignore[assignment]
+    patch(arrive.Arrival, "begin", begin)
+    patch(arrive.Arrival, "name", named)
 
 
-def _placeholder_unlinked_first() -> None:
+def _placeholder_unlinked_first(patch: Patch) -> None:
     """Hydrate takes the `.f` away before the original has its name."""
+    naming = arrive.Arrival.name
 
     def named(self: Any, directories: Any) -> Any:
         directory, name = directories.parent(self.landing.placeholder)
         arrive.os.unlink(name, dir_fd=directory)
-        return arrive_name(self, directories)
+        return naming(self, directories)
 
-    arrive_name = arrive.Arrival.name
-    arrive.Arrival.name = named  # type: ignore[method-assign]
+    patch(arrive.Arrival, "name", named)
 
 
-def _recovery_unlinks_unknown() -> None:
+def _recovery_unlinks_unknown(patch: Patch) -> None:
     """Files in trash that the journal does not name are removed instead of brought back."""
 
     def unknown(self: Any, known: Any) -> list[Any]:
         for batch, path, _ in list(placement.listing(self._root)):
             if (batch, path) not in known:
-                directories = placement.Directories(self._root)
-                with directories:
+                with placement.Directories(self._root) as directories:
                     directory, name = directories.parent(replace.trash_path(batch, path))
                     trash.os.unlink(name, dir_fd=directory)
         return []
 
-    recovery.Recovery._unknown = unknown  # type: ignore[method-assign]
+    patch(recovery.Recovery, "_unknown", unknown)
+    _recovery_ignores_commit(patch)
 
 
-def _recovery_ignores_commit() -> None:
+def _recovery_ignores_commit(patch: Patch) -> None:
     """A batch that was being renamed is forgotten at the next start."""
-    recovery.Recovery._finish = lambda self, body: []  # type: ignore[method-assign]
+    patch(recovery.Recovery, "_finish", lambda self, body: [])
 
 
-def _trash_without_durability() -> None:
+def _no_sync_of_the_folder(patch: Patch) -> None:
+    """Neither contents nor names of placeholders are written back before the original goes."""
+    patch(placement_root, "syncfs", lambda fd: None)
+
+
+def _no_fsync_of_bundles(patch: Patch) -> None:
+    """A bundle is believed to be durable as soon as it has its name.
+
+    Dropping the cache before the read-back starts a write-back, which would cover for it here.
+    """
+    patch(disk.DiskBundles, "drop_cache", lambda self, bundle_id: None)
+    patch(disk, "sync_directory", lambda path: None)
+    patch(disk.os, "fsync", lambda fd: None)
+
+
+def _catalog_not_synchronous(patch: Patch) -> None:
+    """The power may take back what the catalog called committed."""
+    beginning = Catalog._begin
+
+    def begin(self: Any) -> Any:
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        return beginning(self)
+
+    patch(Catalog, "_begin", begin)
+
+
+def _trash_without_durability(patch: Patch) -> None:
     """Originals go although their bundles are not here."""
-    emptying._Judge.of = lambda self, bundles: emptying._Verdict.GO  # type: ignore[method-assign]
+    patch(emptying._Judge, "of", lambda self, bundles: emptying._Verdict.GO)
 
 
-def _no_lease_check_after_rename() -> None:
+def _no_lease_check_after_rename(patch: Patch) -> None:
     """Whoever opened the file just before the rename writes into the trash."""
 
     def moved(self: Any, rename: Any, undo: Any) -> bool:
         with self._lock:
             rename()
-            self._undo = lambda: None
             self.phase = claim.Phase.RENAMED
             return True
 
-    claim.Claim.move = moved  # type: ignore[method-assign]
+    patch(claim.Claim, "move", moved)
 
 
-def _no_read_back() -> None:
+def _no_read_back(patch: Patch) -> None:
     """What was written is believed."""
-    pipeline.Ingest._read_back = lambda *args: None  # type: ignore[assignment, method-assign]
+    patch(pipeline.Ingest, "_read_back", lambda *args: None)
 
 
-def _trash_not_hashed_again() -> None:
-    """After a restart the content in trash is not looked at."""
-    trash.content_hash = lambda fd: _HASH.get(fd, b"")  # type: ignore[assignment]
-    held = trash._discard
+def _trash_not_hashed_again(patch: Patch) -> None:
+    """What was put into trash is believed to lie there still."""
 
     def discarded(root: Any, directories: Any, batch: str, item: Any, keeper: Any) -> Any:
-        trash.content_hash = lambda fd: item.hash  # type: ignore[assignment]
-        return held(root, directories, batch, item, keeper)
+        directory, name = directories.parent(replace.trash_path(batch, item.path))
+        trash.os.unlink(name, dir_fd=directory)
+        return trash.Fate(item.path, True, b"", False)
 
-    trash._discard = discarded  # type: ignore[assignment]
+    patch(trash, "_discard", discarded)
 
 
-_HASH: dict[int, bytes] = {}
-
-MUTANTS: dict[str, Callable[[], None]] = {
-    "no journal commit": _no_journal_commit,
-    "original before placeholder": _original_before_placeholder,
+MUTANTS: dict[str, Callable[[Patch], None]] = {
+    "name before content": _name_before_content,
     "placeholder unlinked first": _placeholder_unlinked_first,
     "recovery unlinks unknown": _recovery_unlinks_unknown,
     "recovery ignores commit": _recovery_ignores_commit,
+    "no sync of the folder": _no_sync_of_the_folder,
+    "no fsync of bundles": _no_fsync_of_bundles,
+    "catalog not synchronous": _catalog_not_synchronous,
     "trash without durability": _trash_without_durability,
     "no lease check after rename": _no_lease_check_after_rename,
     "no read back": _no_read_back,
