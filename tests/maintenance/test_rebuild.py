@@ -506,6 +506,30 @@ def test_head_of_another_device_tells_of_what_is_here(filled: World) -> None:
     assert not any(row.own for row in filled.bundles_of("a.txt").values())
 
 
+def test_older_head_of_another_device_does_not_lower_a_version(world: World) -> None:
+    first = world.replace({"a.txt": b"one"})["a.txt"]
+    device = other_device(world)
+    public = PublicKey(bytes(device.verify_key))
+    chain = world.group.state.chain_of(public)
+    assert chain is not None
+    author = Author(key=device, chain=chain, group=world.group.state.group_public)
+    world.ingest._author = world.index._author = lambda: author
+    folder = world.catalog.view(lambda db: folders.get(db, world.row))
+    assert folder is not None
+    old = world.index.write(folder, None)
+    assert old is not None
+    world.wire()
+    (world.folder / "a.txt.f").unlink()
+    follows = Version(first.file_id, first.vector, b"")
+    second = world.replace({"a.txt": b"two"}, follows=follows)["a.txt"]
+    world.write_index()
+    world.home.write_head(world.folder_id, node_id_of(public), old)
+    world.lose_catalog()
+    (world.folder / "a.txt.f").write_bytes(first.manifest)  # even if the disk says so too
+    world.rebuild()
+    assert world.file("a.txt").hash == second.hash
+
+
 def test_head_of_a_revoked_device_is_not_believed(filled: World) -> None:
     before = filled.file("a.txt").hash
     device = other_device(filled)
@@ -693,6 +717,25 @@ async def test_newer_head_of_ours_at_a_holder_is_read(world: World, elsewhere: D
     assert done.files == 1
     assert world.file("late.txt").hash == late.hash
     assert done.incarnation == world.home.incarnation() == 5
+
+
+async def test_head_that_holders_had_is_read_also_after_a_new_one_was_written(
+    world: World, elsewhere: DiskBundles
+) -> None:
+    world.replace({"a.txt": b"one"})
+    old = world.write_index()
+    late = world.replace({"late.txt": b"two"})["late.txt"]
+    newer = world.write_index()
+    world.home.write_head(world.folder_id, world.group.node_id, old)
+    (world.folder / "late.txt.f").unlink()
+    world.lose_catalog()
+    world.rebuild()
+    world.write_index()  # of a greater incarnation than `newer`
+    done = await complete_with_holdings(
+        world.catalog, **complete_args(world, Memory(elsewhere), [], [newer, old])
+    )
+    assert done.files == 1
+    assert world.file("late.txt").hash == late.hash
 
 
 def test_old_catalog_is_never_taken_for_the_new_one(filled: World) -> None:
