@@ -380,7 +380,8 @@ def recover(catalog: Catalog, store: BundleStore) -> int:
     """Move back what an interrupted evict had begun to take; how many bundles.
 
     Also what was already recorded as gone: its locks and proofs are of the past. The row first: it
-    is the trash that says at the next start that this was interrupted.
+    is the trash that says at the next start that this was interrupted. An index that was being
+    written is written anew: what it had claimed is let go.
     """
     for bundle_id in store.trash():
         catalog.write(partial(_take_back, bundle_id, True)).result()
@@ -389,4 +390,10 @@ def recover(catalog: Catalog, store: BundleStore) -> int:
     for intent in intents:
         bundle_id = msgspec.msgpack.decode(intent.body, type=BundleId)
         catalog.write(partial(_take_back, bundle_id, False)).result()
+    for intent in catalog.view(lambda db: journal.all_open(db, IntentKind.INGEST)):
+        catalog.write(partial(_end, intent.id)).result()
     return len(intents)
+
+
+def _end(intent: int, db: sqlite3.Connection) -> None:
+    journal.close(db, intent)

@@ -280,12 +280,16 @@ def _index_bundles(db: sqlite3.Connection, folder_id: FolderId) -> list[BundleRo
 def _in_the_way(db: sqlite3.Connection, bundle: int) -> dict[str, int]:
     """Files that need the bundle here just now, by reason."""
     query = (
-        "SELECT f.state, count(*) FROM file_bundles r JOIN files f ON f.id=r.file"
-        " WHERE r.bundle=? GROUP BY f.state"
+        "SELECT f.state, f.manifest_ref=x'', count(*) FROM file_bundles r"
+        " JOIN files f ON f.id=r.file WHERE r.bundle=? GROUP BY 1, 2"
     )
     found: dict[str, int] = {}
-    for state, count in db.execute(query, (bundle,)):
+    for state, is_unlisted, count in db.execute(query, (bundle,)):
         if state not in EVICTABLE:
             reason = WHY_NOT.get(State(state), f"are {state}")
-            found[reason] = found.get(reason, 0) + count
+        elif is_unlisted:
+            reason = "are in no index"  # no head leads to its manifest
+        else:
+            continue
+        found[reason] = found.get(reason, 0) + count
     return found

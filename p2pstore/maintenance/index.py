@@ -49,6 +49,19 @@ class HeadOrder(NamedTuple):
     seq: int
 
 
+class _Noted(msgspec.Struct, frozen=True, array_like=True):
+    """The last index that was written, in the catalog: the number of its head, what it lies in."""
+
+    incarnation: int
+    seq: int
+    hash: bytes
+    bundles: tuple[int, ...]  # rows
+
+    @property
+    def order(self) -> HeadOrder:
+        return HeadOrder(self.incarnation, self.seq)
+
+
 class IndexWriter:
     """Writes indexes and heads of this device's folders; one call at a time."""
 
@@ -74,13 +87,13 @@ class IndexWriter:
         thread. Whoever gets the head makes it durable before telling anybody.
         """
         author = self._author()
+        order = _next_order(last, self._home.incarnation())
         with tempfile.TemporaryFile(dir=self._home.path) as file:
             self._catalog.view(lambda db: file.writelines(encode_lines(_lines(db, folder.id))))
             file.flush()
-            result = self._protect(folder, file.fileno(), is_known=last is not None)
+            result = self._protect(folder, file.fileno(), last, order)
         if result is None:
             return None
-        order = _next_order(last, self._home.incarnation())
         head = Head(
             folder=folder.folder_id,
             device=author.node_id,
@@ -90,26 +103,36 @@ class IndexWriter:
         )
         return encode_head(sign_head(head, author.key, author.chain))
 
-    def _protect(self, folder: folders.FolderRow, fd: int, *, is_known: bool) -> Protected | None:
+    def _protect(
+        self, folder: folders.FolderRow, fd: int, last: HeadOrder | None, order: HeadOrder
+    ) -> Protected | None:
         """The index as a protected file; None when it is the one that the last head names."""
         now = int(self._clock.wall() * 1000)
         intake = Intake(os.fsencode(folder.name or "folder"), fd, os.fstat(fd))
-        root, seen = f"index:{folder.folder_id.hex()}", f"index-hash:{folder.folder_id.hex()}"
-        intent = self._catalog.write(
-            lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now)
-        ).result()
+        root, key = index_root(folder.folder_id), f"index:{folder.folder_id.hex()}"
+        noted = self._noted(key)
+        # Noted is what was written; it was published only when the last head has its number.
+        is_published = noted is not None and last is not None and noted.order == last
+        is_counted_anew = last is not None and order.incarnation != last.incarnation
+        if noted is not None and is_published and not is_counted_anew and noted.hash == _hash(fd):
+            return None
 
         def record(
             db: sqlite3.Connection, safe: Sequence[Protected], rows: Mapping[BundleId, int]
         ) -> None:
             for protected in safe:
-                blocks.set_root(db, root, [rows[bundle] for bundle in protected.bundles])
-                folders.kv_set(db, seen, protected.hash)
+                numbers = tuple(rows[bundle] for bundle in protected.bundles)
+                # What the last published head names is kept until the next one is published.
+                if noted is not None and is_published:
+                    blocks.set_root(db, root, noted.bundles)
+                blocks.add_root(db, root, numbers)
+                note = _Noted(*order, protected.hash, numbers)
+                folders.kv_set(db, key, msgspec.msgpack.encode(note))
 
+        intent = self._catalog.write(
+            lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now)
+        ).result()
         try:
-            before = self._catalog.view(lambda db: folders.kv_get(db, seen))
-            if is_known and before is not None and before == _hash(fd):
-                return None
             (result,) = self._ingest.protect(
                 folder.id, [intake], intent=intent, commit=record, kind="index"
             )
@@ -118,6 +141,10 @@ class IndexWriter:
         if not isinstance(result, Protected):
             raise Unavailable(f"The index of {folder.name} could not be written: {result.reason}")
         return result
+
+    def _noted(self, key: str) -> _Noted | None:
+        raw = self._catalog.view(lambda db: folders.kv_get(db, key))
+        return None if raw is None else msgspec.msgpack.decode(raw, type=_Noted)
 
 
 def _next_order(last: HeadOrder | None, incarnation: int) -> HeadOrder:
@@ -139,8 +166,8 @@ def _lines(db: sqlite3.Connection, folder: int) -> Iterator[IndexLine]:
 def _line(row: FileRow) -> IndexLine | None:
     if row.kind == files.Kind.LINK:
         return IndexLine(row.path, "link", _NO_FILE, {}, 0, row.mtime_ns, row.target)
-    if not row.file_id:
-        return None
+    if not row.file_id or not (row.manifest_ref or row.state == State.DELETED):
+        return None  # of the second kind nothing is evicted: see facts.py
     version = _VERSION.decode(row.version) if row.version else {}
     deleted = row.state == State.DELETED
     ref, entry = _PLACE.decode(row.manifest_ref) if row.manifest_ref else (None, None)

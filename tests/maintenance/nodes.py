@@ -193,8 +193,16 @@ class Device(Node):
         *,
         state: str = State.PLACEHOLDER,
         folder: int | None = None,
+        listed: bool = True,
     ) -> int:
-        row = FileRow(folder or self.folder, path, state, file_id=os.urandom(16), file_size=100)
+        row = FileRow(
+            folder or self.folder,
+            path,
+            state,
+            file_id=os.urandom(16),
+            file_size=100,
+            manifest_ref=b"" if not listed else b"somewhere",
+        )
 
         def change(db: sqlite3.Connection) -> int:
             (number,) = files.upsert_many(db, [row])

@@ -130,6 +130,10 @@ REFUSALS = {
         lambda a, f, o: a.refer(b"two", [f.data, f.meta], state=State.HYDRATING),
         "1 file are being brought back",
     ),
+    "a file that no index has": (
+        lambda a, f, o: a.refer(b"two", [f.data, f.meta], listed=False),
+        "1 file are in no index",
+    ),
     "three in another folder": (
         lambda a, f, o: a.refer(
             b"x",
