@@ -31,6 +31,7 @@ from p2pstore.content import MAX_READ, Keyring, looks_like_manifest, next_versio
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.folders.emptying import empty
 from p2pstore.folders.intents import Trashed
+from p2pstore.folders.losses import Losses
 from p2pstore.folders.reconcile import (
     Findings,
     disk_name,
@@ -63,7 +64,7 @@ from p2pstore.placement import (
     read_placeholder,
     write_placeholder,
 )
-from p2pstore.policy import Entity, Treatment, classify, in_work_for, is_mass_change
+from p2pstore.policy import Entity, Treatment, classify, in_work_for
 from p2pstore.store import BundleStore, Catalog, FileRow, State, blocks, files, folders
 from p2pstore.threads import in_thread
 from p2pstore.watch import (
@@ -93,7 +94,6 @@ OWN_OPENS_S = 2.0  # for so long our own read-back of a new placeholder may be t
 LEASE_HOLD_S = 1.0  # a claim is kept this long after its rename (SAFETY, section 2)
 OPENS_AT_A_TIME = 500  # directories watched before other work of the loop gets its turn
 RESCAN_S = 600.0  # hints can be lost in silence
-MASS_WINDOW_S = 60.0
 PRESENCE_S = 2.0
 IN_WORK = "in work"
 MISNAMED = "a placeholder without .f at the end of its name"
@@ -131,7 +131,7 @@ class Folder:
         self.folder_id = FolderId(entry.folder_id)
         self.root: Root | None = None
         self.missing_since: float | None = None
-        self.mass_change: tuple[int, int] | None = None
+        self.losses = Losses()
         self.scanned = False  # the first scan of this run is done
         self.waiting_for_room: str | None = None
         self.opens_unheard = ""  # why opening a placeholder may not bring it back here
@@ -148,9 +148,6 @@ class Folder:
         self._look_took = 0.0
         self._dirty: set[bytes] = set()
         self._rescan: str | None = "start"
-        self._gone: dict[bytes, float] = {}
-        self._losses: deque[tuple[float, int]] = deque()
-        self._accepted = False
         self._repositories: set[bytes] = set()
         self._siblings: dict[bytes, set[bytes]] = {}
         self._judge_anew = False  # at the next scan
@@ -377,7 +374,9 @@ class Folder:
     async def _nap(self, latest: float) -> None:
         """Sleep until the next thing is due or something is heard."""
         now = self._parts.clock.monotonic()
-        until = [latest, *self._gone.values()]
+        until = [latest]
+        if (gone := self.losses.next_due()) is not None:
+            until.append(gone)
         if (due := self.waiting.next_due()) is not None and self._batches < BATCHES_IN_FLIGHT:
             until.append(due)
         pause = min(max(min(until) - now, TICK_S / 5), PRESENCE_S)
@@ -451,7 +450,7 @@ class Folder:
         now = self._parts.clock.monotonic()
         settle = self._settings.settle_s
         for seen in findings.changed:
-            self._gone.pop(seen.path, None)
+            self.losses.found([seen.path])
             if not self._is_ours(seen.path):
                 wait = 0.0 if seen.path in self._forced else settle
                 self.waiting.observe(seen.path, identity_of(seen), now=now, settle=wait)
@@ -465,11 +464,11 @@ class Folder:
             await self.in_thread(self._record_others, root, findings.links, findings.others)
         for gone in findings.gone:
             if not self._is_ours(gone.path) and gone.state != State.HYDRATING:
-                self._gone.setdefault(gone.path, now + settle)
+                self.losses.missing(gone.path, due=now + settle)
                 self.waiting.drop(gone.path)
         modified = sum(1 for path in findings.modified if not self._is_ours(path))
         if modified:
-            self._losses.append((now, modified))
+            self.losses.changed(modified, now)
 
     async def _requeue(self, root: Root, *, judge_anew: bool) -> None:
         """Protected files that may be replaced one day wait for that day."""
@@ -562,7 +561,7 @@ class Folder:
             blocks.set_file_bundles(db, [(number, [row.id for row in known.values()])])
 
         catalog.write(meet).result()
-        self._gone.pop(path, None)
+        self.losses.found([path])
 
     def _meet_misnamed(self, root: Root, path: bytes) -> None:
         """A placeholder under a name without `.f`: known as what it is, never taken as content.
@@ -618,7 +617,7 @@ class Folder:
             blocks.set_file_bundles(db, [(number, {row.id for row in (*known.values(), *kept)})])
 
         self._parts.catalog.write(meet).result()
-        self._gone.pop(path, None)
+        self.losses.found([path])
 
     def _record_others(self, root: Root, links: Sequence[Seen], others: Sequence[Seen]) -> None:
         rows = [_plain_row(self.row, seen, State.SKIPPED, "no regular file") for seen in others]
@@ -637,39 +636,34 @@ class Folder:
 
     async def _conclude_gone(self) -> None:
         """Deletions, after they rested like everything else and are no mass change."""
-        now = self._parts.clock.monotonic()
-        while self._losses and self._losses[0][0] < now - MASS_WINDOW_S:
-            self._losses.popleft()
-        root = self.root
-        ripe = [path for path, due in self._gone.items() if due <= now]
-        if self.is_paused or root is None:
+        now, root, losses = self._parts.clock.monotonic(), self.root, self.losses
+        if self.is_paused or root is None or losses.is_quiet(now):
             return
-        if not ripe and not self._losses:
-            return
-        total = await self.in_thread(self._parts.catalog.view, partial(_known_files, self.row))
-        lost = len(self._gone) + sum(number for _, number in self._losses)
-        if is_mass_change(lost, total) and not self._accepted:
-            self.mass_change = (lost, total)
-            await self._pause(f"{lost} of {total} files are gone or changed at once")
-            return
-        if not ripe or not await self.in_thread(root.is_present):
-            return
+        catalog = self._parts.catalog
+        total = await self.in_thread(catalog.view, partial(_known_files, self.row))
         rows = await self.in_thread(
-            self._parts.catalog.view, lambda db: files.get_many(db, self.row, ripe)
+            catalog.view, lambda db: files.get_many(db, self.row, losses.gone)
         )
         back = await self.in_thread(
             still, root, [disk_name(row.path, row.state) for row in rows.values()]
         )
-        doomed = [row for row in rows.values() if disk_name(row.path, row.state) not in back]
-        for path in ripe:
-            self._gone.pop(path, None)
-        if doomed:
-            if not self._accepted:
-                self._losses.append((now, len(doomed)))
-            await self._parts.catalog.awrite(partial(self._retire, doomed))
+        # What was moved has another path in the catalog by now; what came back is there.
+        losses.found(
+            path
+            for path in losses.gone
+            if path not in rows or disk_name(path, rows[path].state) in back
+        )
+        if losses.is_mass(total):
+            lost, _ = losses.change or (0, 0)
+            await self._pause(f"{lost} of {total} files are gone or changed at once")
+            return
+        doomed = [rows[path] for path in losses.ripe(now)]
+        if doomed and await self.in_thread(root.is_present):
+            await catalog.awrite(partial(self._retire, doomed))
+            losses.found(row.path for row in doomed)
+            losses.changed(len(doomed), now)
             self._parts.protected()
-        if not self._gone:
-            self._accepted = False  # the owner's word was for this change, not for the next one
+        losses.settle()
 
     def _retire(self, rows: Sequence[FileRow], db: sqlite3.Connection) -> None:
         now = int(self._parts.clock.wall() * 1000)
@@ -693,9 +687,7 @@ class Folder:
 
     def accept_change(self) -> None:
         """The owner says that the mass change is meant."""
-        self._accepted = True
-        self._losses.clear()
-        self.mass_change = None
+        self.losses.accept()
         self.set_paused("")
 
     async def undo_change(self) -> int:
@@ -703,7 +695,7 @@ class Folder:
         root = self.root
         if root is None:
             raise Unavailable(f"{self.path} is not there.")
-        paths = list(self._gone)
+        paths = self.losses.gone
         rows = await self.in_thread(
             self._parts.catalog.view, lambda db: files.get_many(db, self.row, paths)
         )
@@ -720,9 +712,7 @@ class Folder:
                 except FileExistsError:
                     continue
                 restored += 1
-        self._gone.clear()
-        self._losses.clear()
-        self.mass_change = None
+        self.losses.forget()
         self.set_paused("")
         self.ask_rescan("undo")
         return restored

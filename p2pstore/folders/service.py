@@ -356,8 +356,8 @@ class Folders:
     async def resume(self, directory: str, how: str | None) -> int:
         """`accept`: a mass change is meant; `undo`: placeholders come back. Returns how many."""
         folder = self.at(directory)
-        if folder.mass_change is not None and how is None:
-            lost, total = folder.mass_change
+        if folder.losses.change is not None and how is None:
+            lost, total = folder.losses.change
             raise UsageError(
                 f"{lost} of {total} files of {directory} are gone or changed. Choose: "
                 "--accept takes the change, --undo brings the placeholders back."

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from p2pstore.placement import Identity
 
-
 SLACK = 256  # outdated entries that are not worth a new heap
 
 

@@ -80,6 +80,7 @@ def _folder_line(node: Node, folder: Folder, counted: Mapping[int, int]) -> Json
     skipped = {c.reason: c.files for c in counts if c.state == State.SKIPPED}
     total = [c for c in counts if c.state != State.SKIPPED]
     here = [part for n, part in by_copies.items() if n == 0]
+    change = folder.losses.change
     return {
         "path": os.fspath(folder.path),
         "files": sum(c.files for c in total) + pending.files,
@@ -93,9 +94,7 @@ def _folder_line(node: Node, folder: Folder, counted: Mapping[int, int]) -> Json
         "freed_bytes": freed,
         "min_copies": low,
         "missing_since": folder.missing_since,
-        "mass_change": None
-        if folder.mass_change is None
-        else {"gone": folder.mass_change[0], "total": folder.mass_change[1]},
+        "mass_change": None if change is None else {"gone": change[0], "total": change[1]},
         "safe": _part([part for n, part in by_copies.items() if n >= low]),
         "one": _part([part for n, part in by_copies.items() if 0 < n < low]),
         "here": {**_part(here), "note": _copying(node)},

@@ -1,0 +1,77 @@
+"""What seems to be gone from a folder, or is not as it was, until it is concluded or asked about.
+
+Pure bookkeeping for one folder. A path that is missing must stay so for `settle` before anything is
+concluded. More than 20 files and 10 % at once, gone or changed, are no ordinary day: then the owner
+is asked, and nothing is concluded before he has answered (SAFETY, section 6).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from p2pstore.policy import is_mass_change
+
+WINDOW_S = 60.0  # "at once": what is lost within this is counted together
+
+
+class Losses:
+    def __init__(self) -> None:
+        self.change: tuple[int, int] | None = None  # lost and total, while the owner is asked
+        self._gone: dict[bytes, float] = {}  # path -> when it may be concluded
+        self._recent: deque[tuple[float, int]] = deque()  # concluded deletions and edits
+        self._accepted = False
+
+    @property
+    def gone(self) -> list[bytes]:
+        return list(self._gone)
+
+    def missing(self, path: bytes, *, due: float) -> None:
+        self._gone.setdefault(path, due)
+
+    def found(self, paths: Iterable[bytes]) -> None:
+        for path in paths:
+            self._gone.pop(path, None)
+
+    def changed(self, count: int, now: float) -> None:
+        """So many known files are not as they were, or were concluded to be deleted."""
+        if count and not self._accepted:
+            self._recent.append((now, count))
+
+    def ripe(self, now: float) -> list[bytes]:
+        """Paths that were missing long enough."""
+        return [path for path, due in self._gone.items() if due <= now]
+
+    def next_due(self) -> float | None:
+        return min(self._gone.values(), default=None)
+
+    def is_quiet(self, now: float) -> bool:
+        """Nothing is to be judged now."""
+        while self._recent and self._recent[0][0] < now - WINDOW_S:
+            self._recent.popleft()
+        return not self._recent and not self.ripe(now)
+
+    def is_mass(self, total: int) -> bool:
+        """Whether the owner must be asked, of `total` files in all; remembered in `change`."""
+        lost = len(self._gone) + sum(count for _, count in self._recent)
+        if self._accepted or not is_mass_change(lost, total):
+            return False
+        self.change = (lost, total)
+        return True
+
+    def accept(self) -> None:
+        """The owner says that this change is meant; the next one is asked about again."""
+        self._accepted = True
+        self._recent.clear()
+        self.change = None
+
+    def settle(self) -> None:
+        """Everything was concluded."""
+        if not self._gone:
+            self._accepted = False
+
+    def forget(self) -> None:
+        """The change was undone."""
+        self._gone.clear()
+        self._recent.clear()
+        self.change = None
