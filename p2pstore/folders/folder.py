@@ -639,26 +639,25 @@ class Folder:
         now, root, losses = self._parts.clock.monotonic(), self.root, self.losses
         if self.is_paused or root is None or losses.is_quiet(now):
             return
-        catalog = self._parts.catalog
+        catalog, gone = self._parts.catalog, losses.gone
         total = await self.in_thread(catalog.view, partial(_known_files, self.row))
-        rows = await self.in_thread(
-            catalog.view, lambda db: files.get_many(db, self.row, losses.gone)
+        rows: dict[bytes, FileRow] = await self.in_thread(
+            catalog.view, lambda db: files.get_many(db, self.row, gone)
         )
         back = await self.in_thread(
             still, root, [disk_name(row.path, row.state) for row in rows.values()]
         )
         # What was moved has another path in the catalog by now; what came back is there.
         losses.found(
-            path
-            for path in losses.gone
-            if path not in rows or disk_name(path, rows[path].state) in back
+            path for path in gone if path not in rows or disk_name(path, rows[path].state) in back
         )
         if losses.is_mass(total):
             lost, _ = losses.change or (0, 0)
             await self._pause(f"{lost} of {total} files are gone or changed at once")
             return
         doomed = [rows[path] for path in losses.ripe(now)]
-        if doomed and await self.in_thread(root.is_present):
+        present = doomed and await self.in_thread(root.is_present)
+        if present:
             await catalog.awrite(partial(self._retire, doomed))
             losses.found(row.path for row in doomed)
             losses.changed(len(doomed), now)

@@ -227,6 +227,39 @@ class Ingest:
         self._catalog.write(lambda db: commit(db, safe, batch.rows)).result()
         return results
 
+    def keep(
+        self,
+        folder: int,
+        manifests: Sequence[bytes],
+        *,
+        intent: int,
+        commit: Callable[
+            [sqlite3.Connection, Sequence[tuple[BundleRef, Entry]], Mapping[BundleId, int]], None
+        ],
+    ) -> None:
+        """Store manifests that came from elsewhere as blocks of a meta bundle, like our own.
+
+        `commit` is given the place of each, in their order, and the catalog rows of the bundles.
+        """
+        ring = self._ring()
+        batch = self._begin(folder, intent, self._author(), ring.current, "index")
+        sealed = [self._sealer(ring.current).seal(raw) for raw in manifests]
+        plain = [(dedup_key(ring.dedup, raw), len(raw)) for raw in manifests]
+        try:
+            refs = batch.meta.append(sealed, plain)
+            batch.meta.close()
+            for future in batch.finished:
+                future.result()
+        except BaseException:
+            batch.meta.abandon()
+            wait(batch.finished)
+            raise
+        places = [
+            (ref, Entry(block.block_id, 0, block.key, 0, len(raw)))
+            for ref, block, raw in zip(refs, sealed, manifests, strict=True)
+        ]
+        self._catalog.write(lambda db: commit(db, places, batch.rows)).result()
+
     # -- stage 1: contents ------------------------------------------------------------------------
 
     def _contents(

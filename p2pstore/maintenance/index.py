@@ -12,6 +12,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +35,7 @@ from p2pstore.ingest import Author, Ingest, Intake, Protected
 from p2pstore.store import Catalog, FileRow, IntentKind, State, blocks, files, folders, journal
 
 DELAY_S = 60.0
+STRAYS = 500  # manifests of copied placeholders that are stored together
 _NO_FILE = FileId(bytes(16))
 _PLACE = msgspec.msgpack.Decoder(tuple[BundleRef, Entry])
 _VERSION = msgspec.msgpack.Decoder(dict[NodeId, int])
@@ -88,6 +90,7 @@ class IndexWriter:
         """
         author = self._author()
         order = _next_order(last, self._home.incarnation())
+        self._house_strays(folder.id)
         with tempfile.TemporaryFile(dir=self._home.path) as file:
             self._catalog.view(lambda db: file.writelines(encode_lines(_lines(db, folder.id))))
             file.flush()
@@ -102,6 +105,28 @@ class IndexWriter:
             manifest=result.manifest,
         )
         return encode_head(sign_head(head, author.key, author.chain))
+
+    def _house_strays(self, folder: int) -> None:
+        """Placeholders that were copied in: their manifests get a block of ours, to be named."""
+
+        def record(
+            db: sqlite3.Connection,
+            places: Sequence[tuple[BundleRef, Entry]],
+            rows: Mapping[BundleId, int],
+        ) -> None:
+            for (file, _), place in zip(strays, places, strict=True):
+                files.set_place(db, file, msgspec.msgpack.encode(place))
+                known = [row.id for row in blocks.bundles_of_file(db, file)]
+                references = [*known, rows[place[0].bundle_id]]
+                blocks.set_file_bundles(db, [(file, references)])
+
+        while strays := self._catalog.view(lambda db: files.without_place(db, folder, STRAYS)):
+            now = int(self._clock.wall() * 1000)
+            intent = self._catalog.write(partial(_open, now)).result()
+            try:
+                self._ingest.keep(folder, [raw for _, raw in strays], intent=intent, commit=record)
+            finally:
+                self._catalog.write(partial(_close, intent)).result()
 
     def _protect(
         self, folder: folders.FolderRow, fd: int, last: HeadOrder | None, order: HeadOrder
@@ -145,6 +170,14 @@ class IndexWriter:
     def _noted(self, key: str) -> _Noted | None:
         raw = self._catalog.view(lambda db: folders.kv_get(db, key))
         return None if raw is None else msgspec.msgpack.decode(raw, type=_Noted)
+
+
+def _close(intent: int, db: sqlite3.Connection) -> None:
+    journal.close(db, intent)
+
+
+def _open(now_ms: int, db: sqlite3.Connection) -> int:
+    return journal.open_intent(db, IntentKind.INGEST, b"", now_ms)
 
 
 def _next_order(last: HeadOrder | None, incarnation: int) -> HeadOrder:

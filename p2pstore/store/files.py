@@ -181,6 +181,21 @@ def set_manifest(db: sqlite3.Connection, file: int, raw: bytes) -> None:
     db.execute("INSERT OR REPLACE INTO manifests (file, raw) VALUES (?,?)", (file, raw))
 
 
+def without_place(
+    db: sqlite3.Connection, folder: int, limit: int = PAGE
+) -> list[tuple[int, bytes]]:
+    """(id, manifest) of files whose manifest lies in no bundle of ours yet."""
+    query = (
+        "SELECT f.id, m.raw FROM files f JOIN manifests m ON m.file=f.id"
+        " WHERE f.folder=? AND f.manifest_ref=x'' AND f.state<>'deleted' LIMIT ?"
+    )
+    return [(int(number), bytes(raw)) for number, raw in db.execute(query, (folder, limit))]
+
+
+def set_place(db: sqlite3.Connection, file: int, manifest_ref: bytes) -> None:
+    db.execute("UPDATE files SET manifest_ref=? WHERE id=?", (manifest_ref, file))
+
+
 def page(
     db: sqlite3.Connection,
     folder: int,
