@@ -656,13 +656,15 @@ class Folder:
             await self._pause(f"{lost} of {total} files are gone or changed at once")
             return
         doomed = [rows[path] for path in losses.ripe(now)]
-        present = doomed and await self.in_thread(root.is_present)
-        if present:
+        if doomed and await self._is_present(root):
             await catalog.awrite(partial(self._retire, doomed))
             losses.found(row.path for row in doomed)
             losses.changed(len(doomed), now)
             self._parts.protected()
         losses.settle()
+
+    async def _is_present(self, root: Root) -> bool:
+        return await self.in_thread(root.is_present)
 
     def _retire(self, rows: Sequence[FileRow], db: sqlite3.Connection) -> None:
         now = int(self._parts.clock.wall() * 1000)
