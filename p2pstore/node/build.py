@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from p2pstore import sdnotify
 from p2pstore.clock import Clock, SystemClock
 from p2pstore.config import Config
 from p2pstore.folders import Bringing, DiskRoom, Folders, Opening, Parts, Taking
@@ -84,7 +85,7 @@ class Node:
             judge=self.group.judge,
             clock=self.clock,
             anew=rebuild is not None,
-            progress=rebuild or (lambda _: None),
+            progress=_patiently(rebuild),
         )
         recover(self.catalog, self.store)
         self.volatile = None if config.allow_volatile_store else is_volatile(self.data)
@@ -303,3 +304,14 @@ class Node:
         if node_id == self.group.node_id:
             return self.group.name
         return self.group.name_of(node_id) or short(node_id)
+
+
+def _patiently(progress: Progress | None) -> Progress:
+    """Tell systemd that a start takes longer, as long as something is being done."""
+
+    def tell(said: dict[str, Any]) -> None:
+        sdnotify.notify("EXTEND_TIMEOUT_USEC=120000000")
+        if progress is not None:
+            progress(said)
+
+    return tell
