@@ -9,6 +9,7 @@ one whose store cannot be reached waits.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -19,7 +20,17 @@ from p2pstore.errors import IntegrityError, Unavailable
 from p2pstore.folders.intents import Body, Item, Trashed
 from p2pstore.ids import FileId
 from p2pstore.leases import LeaseKeeper
-from p2pstore.placement import Doomed, Root, discard, put_back, trash_path
+from p2pstore.placement import (
+    OWN,
+    TEMPORARY,
+    TRASH,
+    Directories,
+    Doomed,
+    Root,
+    discard,
+    put_back,
+    trash_path,
+)
 from p2pstore.store import BundleStore, Catalog, FileRow, State, blocks, files, journal
 
 log = logging.getLogger(__name__)
@@ -71,6 +82,18 @@ def empty(
         return batch._replace(body=body), back
     catalog.write(lambda db: journal.close(db, batch.intent)).result()
     return None, back
+
+
+def clean_up(
+    root: Root, batch: Trashed, catalog: Catalog, store: BundleStore, keeper: LeaseKeeper
+) -> None:
+    """After a placeholder outside every watched folder: nothing of ours stays in that directory."""
+    empty(root, 0, batch, catalog, store, keeper)
+    with Directories(root) as directories:
+        for path in (TRASH, TEMPORARY, OWN):
+            with contextlib.suppress(OSError):  # not there, or something of somebody's is in it
+                directory, name = directories.parent(path)
+                os.rmdir(name, dir_fd=directory)
 
 
 def _back(root: Root, batch: str, path: bytes) -> bytes | None:

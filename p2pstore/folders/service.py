@@ -21,6 +21,7 @@ import msgspec
 from p2pstore.config import Config, FolderSettings
 from p2pstore.errors import NoRoom, NotRunning, P2PStoreError, Unavailable, UsageError
 from p2pstore.folders.bringing import Bringing, Brought, Placeholder
+from p2pstore.folders.emptying import clean_up
 from p2pstore.folders.folder import Folder, Parts
 from p2pstore.folders.reconcile import disk_name, is_in_repository
 from p2pstore.home import Home, WatchedFolder
@@ -455,6 +456,11 @@ class Folders:
             async for brought in self._bringing.bring(
                 root, [placeholder], lambda _files, _size: None
             ):
+                if brought.trash is not None:
+                    parts = self._parts
+                    await asyncio.to_thread(
+                        clean_up, root, brought.trash, parts.catalog, parts.store, parts.keeper
+                    )
                 if brought.path:
                     brought = brought._replace(path=os.fsencode(root.path) + b"/" + brought.path)
                 yield brought

@@ -3,6 +3,8 @@
     python -m tests.faults.child   reads one JSON job a line: {base, job, names, kill_at, mutant,
                                    power, flush}
 
+    python -m tests.faults.child BASE JOB NAME...   does one job, to be killed from outside
+
 Each job runs in a fork of its own, so that the interpreter starts once. Calls that change something
 on a disk are counted from 1; before call number `kill_at` the fork kills itself with SIGKILL; with
 `power` it first takes the power from the ext4 at that path, and what was not synced is lost.
@@ -148,6 +150,9 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     LeaseKeeper.block_signals()
+    if len(sys.argv) > 1:
+        work(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+        return
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
 
