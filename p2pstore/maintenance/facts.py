@@ -85,6 +85,10 @@ class Ledger:
 
         return self._catalog.view(look)
 
+    def newest(self) -> int:
+        """The greatest row of a bundle."""
+        return int(self._catalog.read("SELECT coalesce(max(id), 0) FROM bundles")[0][0])
+
     def lacking_bytes(self, world: World, holder: NodeId) -> int:
         """About how much `lacking` has to send: bundles that other folders refer to as well may
         want more copies than this counts."""

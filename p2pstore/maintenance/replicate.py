@@ -12,17 +12,20 @@ import logging
 from collections.abc import Callable
 
 from p2pstore.clock import Clock
-from p2pstore.errors import P2PStoreError
-from p2pstore.ids import NodeId
+from p2pstore.errors import Busy, NotAllowed, P2PStoreError
+from p2pstore.ids import BundleId, NodeId, short
 from p2pstore.maintenance.facts import Ledger, World
-from p2pstore.store import BundleRow, Catalog, copies
+from p2pstore.store import BundleDamaged, BundleMissing, BundleRow, Catalog, StaleMap, copies
 from p2pstore.swarm import Pusher
+from p2pstore.wire import Unknown
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 2  # pushes to one holder: the next is sent while the last is synced there
 PAGE = 64
 BACK_OFF_S = (5.0, 600.0)
+REFUSALS = 8  # bundles in one go: beyond that it is the holder, not the bundle
+LOOK_S = 50.0  # less than a pass of maintenance
 
 
 class Replicator:
@@ -41,6 +44,9 @@ class Replicator:
         self._world = world
         self._clock = clock
         self._resting: dict[NodeId, tuple[float, float]] = {}  # until, pause
+        # When all bundles were last looked through for a holder that then lacked none, and the
+        # newest of them: until LOOK_S have passed only newer ones are looked at.
+        self._looked: dict[NodeId, tuple[float, int]] = {}
         self.sending: dict[NodeId, int] = {}  # bytes on their way, for `status`
         self.trouble: dict[NodeId, str] = {}
 
@@ -50,33 +56,51 @@ class Replicator:
         if self._clock.monotonic() < until:
             return False
         sent: set[int] = set()  # nothing is sent twice in one go, whatever a holder signs
+        refused: list[BundleId] = []
+        began, newest = self._clock.monotonic(), await asyncio.to_thread(self._ledger.newest)
+        complete, after = self._looked.pop(holder, (-LOOK_S, 0))
+        if began - complete >= LOOK_S:
+            complete, after = began, 0
         while True:
-            rows = await asyncio.to_thread(self._lacking, holder, sent)
+            rows = await asyncio.to_thread(self._lacking, holder, sent, after)
             if not rows:
-                self.trouble.pop(holder, None)
+                self._looked[holder] = (complete, newest)
+                if not refused:
+                    self.trouble.pop(holder, None)
                 return True
             lane = asyncio.Semaphore(AT_ONCE)
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._send(lane, holder, row)) for row in rows]
+                tasks = [group.create_task(self._send(lane, holder, row, refused)) for row in rows]
             if not all(task.result() for task in tasks):
                 self._rest(holder)
                 return False
             sent.update(row.id for row in rows)
             self._resting.pop(holder, None)
 
-    def _lacking(self, holder: NodeId, sent: set[int]) -> list[BundleRow]:
-        # What was sent and is lacking still lies in front: ask for as much more.
-        again = len(sent) if sent else 0
-        rows = self._ledger.lacking(self._world(), holder, PAGE + again)
-        return [row for row in rows if row.id not in sent][:PAGE]
+    def _lacking(self, holder: NodeId, sent: set[int], after: int) -> list[BundleRow]:
+        rows = self._ledger.lacking(self._world(), holder, PAGE, after=after)
+        if rows and all(row.id in sent for row in rows):
+            rows = self._ledger.lacking(self._world(), holder, PAGE + len(sent), after=after)
+        return [row for row in rows if row.id not in sent]
 
-    async def _send(self, lane: asyncio.Semaphore, holder: NodeId, row: BundleRow) -> bool:
+    async def _send(
+        self, lane: asyncio.Semaphore, holder: NodeId, row: BundleRow, refused: list[BundleId]
+    ) -> bool:
+        """False when the holder must rest; one bundle that cannot be had does not stop others."""
         async with lane:
             if holder in self.trouble and self._is_resting(holder):
                 return False
             self.sending[holder] = self.sending.get(holder, 0) + row.bytes
             try:
                 receipt = await self._pusher.push(row.bundle_id, row.tag, holder)
+            except (BundleDamaged, BundleMissing, Unknown) as exc:
+                log.warning("Bundle %s cannot be copied: %s", short(row.bundle_id), exc)
+                return True
+            except (StaleMap, NotAllowed, Busy) as exc:
+                log.info("Bundle %s was refused: %s", short(row.bundle_id), exc)
+                self.trouble[holder] = str(exc)
+                refused.append(row.bundle_id)
+                return len(refused) < REFUSALS
             except P2PStoreError as exc:
                 self.trouble[holder] = str(exc)
                 self._rest(holder)
@@ -107,5 +131,6 @@ class Replicator:
 
     def retry(self, holder: NodeId) -> None:
         """It came back: what it could not take before it may be able to take now."""
+        self._looked.pop(holder, None)
         self._resting.pop(holder, None)
         self.trouble.pop(holder, None)

@@ -51,6 +51,9 @@ Progress = Callable[[dict[str, Any]], None]
 QUIET_S = 2.0  # an index is written when nothing changed for so long, or after DELAY_S
 PASS_S = 60.0  # replicate looks again without being told
 TIDY_S = 3600.0
+FAILED_S = (1.0, 300.0)  # a failed loop rests: first, and at most
+SETTLE_LOOK_S = 0.5
+SETTLE_ROUNDS = 5
 UPLOAD_KEPT_S = 7 * 86400.0  # a half-received bundle that nobody goes on with
 
 
@@ -131,17 +134,25 @@ class Maintenance:
             group.create_task(self._guarded("tidy", self._tidy_loop))
 
     async def _guarded(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """A loop that fails is logged once with its traceback and goes on after a pause."""
-        pause = 1.0
+        """A loop that fails is logged with its traceback and goes on after a pause: copies must be
+        made whatever is wrong with something else."""
+        pause = FAILED_S[0]
         while True:
+            began = self._clock.monotonic()
             try:
                 await loop()
-            except (P2PStoreError, OSError, ExceptionGroup):
+            except Exception:  # the top of a long loop: see above
+                if self._clock.monotonic() - began > FAILED_S[1]:
+                    pause = FAILED_S[0]
                 log.exception("The %s loop failed; it goes on in %.0f s.", name, pause)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, 300.0)
+            pause = min(2 * pause, FAILED_S[1])
 
     async def _index_loop(self) -> None:
+        # What became durable before the last end, or what failed, waits for no further change. A
+        # catalog that is being completed knows too little to say anything new by itself.
+        if not self.rebuilding or self._changes > 1:
+            self._wake_index.set()
         while True:
             await self._wake_index.wait()
             now = self._clock.monotonic()
@@ -150,6 +161,7 @@ class Maintenance:
                 await asyncio.sleep(due - now)
                 continue
             self._wake_index.clear()
+            self._first_change = now  # of those that the next index is for
             await self.write_heads()
             await self.tell()
 
@@ -164,7 +176,8 @@ class Maintenance:
                 await asyncio.sleep(0.2)  # a batch makes several bundles
             except TimeoutError:
                 pass
-            if not self._all_told():
+            links = [link.node_id for link in self._swarm.links()]
+            if await in_thread(self._pool, self._is_untold, links):
                 await self.tell()
 
     def _serve(self, holder: NodeId) -> asyncio.Task[bool] | None:
@@ -180,12 +193,16 @@ class Maintenance:
 
     async def _serve_one(self, holder: NodeId) -> bool:
         try:
-            if not self.rebuilding:
+            if not self.rebuilding and await in_thread(self._pool, self._has_suspects, holder):
                 await self._auditor.confirm(holder)
             return await self.replicator.serve(holder)
-        except (P2PStoreError, OSError, ExceptionGroup):
+        except Exception:  # the top of a lane: the others, and the next pass, go on
             log.exception("Copying to %s failed.", holder.hex())
             return False
+
+    def _has_suspects(self, holder: NodeId) -> bool:
+        query = "SELECT 1 FROM copies WHERE holder=? AND state='suspect' LIMIT 1"
+        return bool(self._catalog.read(query, (holder,)))
 
     async def _tidy_loop(self) -> None:
         while True:
@@ -193,8 +210,13 @@ class Maintenance:
             await asyncio.sleep(TIDY_S)
 
     def _tidy(self) -> None:
-        self._held.purge_trash()
-        self._held.purge_uploads(UPLOAD_KEPT_S)
+        try:
+            self._held.purge_trash()
+            self._held.purge_uploads(UPLOAD_KEPT_S)
+        finally:
+            self._end_history()
+
+    def _end_history(self) -> None:
         before = int((self._clock.wall() - self._history_s) * 1000)
         while old := self._catalog.view(lambda db: files.history_before(db, before)):
             self._catalog.write(partial(_drop_history, old)).result()
@@ -206,17 +228,28 @@ class Maintenance:
 
     async def write_heads(self) -> None:
         """Bring every folder's head up to date."""
+        failed: list[Exception] = []
         async with self._writing:
             for folder in await in_thread(self._pool, self._catalog.view, folders.every):
-                count = self._changes
-                if self._indexed.get(folder.folder_id) == count:
-                    continue
-                last = self._orders().get(folder.folder_id)
-                head = await in_thread(self._pool, self._index.write, folder, last)
-                if head is not None:
-                    await self._swarm.publish(head)
-                    self._wake_copies.set()
-                self._indexed[folder.folder_id] = count
+                try:
+                    await self._write_head(folder)
+                except (P2PStoreError, OSError) as exc:
+                    log.warning("The index of %s could not be written: %s", folder.name, exc)
+                    failed.append(exc)  # the other folders need theirs all the same
+        if failed:
+            raise failed[0]
+
+    async def _write_head(self, folder: folders.FolderRow) -> None:
+        count = self._changes
+        if self._indexed.get(folder.folder_id) == count:
+            return
+        orders = await in_thread(self._pool, self._orders)
+        last = orders.get(folder.folder_id)
+        head = await in_thread(self._pool, self._index.write, folder, last)
+        if head is not None:
+            await self._swarm.publish(head)
+            self._wake_copies.set()
+        self._indexed[folder.folder_id] = count
 
     def _orders(self) -> dict[FolderId, HeadOrder]:
         return {head.folder: HeadOrder(*head_order(head)) for head in self._swarm.heads()}
@@ -227,15 +260,17 @@ class Maintenance:
         if acks:
             await self._catalog.awrite(partial(_acknowledge, acks))
 
-    def _all_told(self) -> bool:
-        world = self.world()
-        return not self._ledger.untold(world, [link.node_id for link in self._swarm.links()])
+    def _is_untold(self, links: Sequence[NodeId]) -> bool:
+        return bool(self._ledger.untold(self.world(), links))
 
     # -- the world --------------------------------------------------------------------------------
 
     def world(self) -> World:
-        """What policy must know beside a bundle's own rows."""
+        """What policy must know beside a bundle's own rows. In any thread."""
         now = self._clock.wall()
+        # Before the heads are read: a folder that is clean here is covered by what is read there.
+        changes, indexed = self._changes, dict(self._indexed)
+        clean = frozenset(folder for folder, count in indexed.items() if count == changes)
         candidates = self._swarm.candidates()
         holders = {NodeId(c.holder.node): c.holder for c in candidates if not c.revoked}
         orders = self._orders()
@@ -244,7 +279,7 @@ class Maintenance:
             holders=holders,
             eligible=eligible(candidates, now),
             heads=orders,
-            clean=frozenset(f for f, count in self._indexed.items() if count == self._changes),
+            clean=clean,
             state=self._swarm.state(),
             words_confirmed=self._swarm.words_confirmed(),
             second_device=self._swarm.second_device(),
@@ -258,33 +293,50 @@ class Maintenance:
 
     # -- eviction ---------------------------------------------------------------------------------
 
-    async def settle(self, progress: Progress) -> None:
-        """Give holders that are connected everything that they can have now."""
+    async def settle(
+        self, progress: Progress, is_enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Give holders that are connected everything that they can have now, or until
+        `is_enough`, which is asked in a thread: a slow holder need not be waited for."""
         await self.write_heads()
         await self.tell()
-        lanes = [self._serve(link.node_id) for link in self._swarm.links()]
-        waiting = [lane for lane in lanes if lane is not None]
-        while waiting:
-            done, pending = await asyncio.wait(waiting, timeout=0.3)
-            del done
-            waiting = list(pending)
+        before: int | None = None
+        for _ in range(SETTLE_ROUNDS):  # a lane may have looked just before the last bundle came
+            lanes = [self._serve(link.node_id) for link in self._swarm.links()]
+            waiting = {lane for lane in lanes if lane is not None}
+            while waiting:
+                _, waiting = await asyncio.wait(waiting, timeout=SETTLE_LOOK_S)
+                progress(
+                    {
+                        "stage": "push",
+                        "files": None,
+                        "bytes": None,
+                        "bytes_total": await in_thread(self._pool, self._to_push),
+                    }
+                )
+                enough: bool = await in_thread(self._pool, is_enough) if waiting else False
+                if enough:
+                    return
             left = await in_thread(self._pool, self._to_push)
-            progress({"stage": "push", "files": None, "bytes": None, "bytes_total": left})
+            if not left or left == before:
+                break
+            before = left
         await self.tell()
 
     def _to_push(self) -> int:
         world = self.world()
-        return sum(
-            row.bytes
-            for link in self._swarm.links()
-            for row in self._ledger.lacking(world, link.node_id, 10_000)
-        )
+        return sum(self._ledger.lacking_bytes(world, link.node_id) for link in self._swarm.links())
+
+    def _may_all_go(self, evictor: Evictor, paths: Sequence[str]) -> bool:
+        rows = self._bundles_below(paths)
+        pages = (rows[start : start + 64] for start in range(0, len(rows), 64))
+        return not any(any(evictor.why(page)) for page in pages)
 
     async def evict(self, paths: Sequence[str], progress: Progress) -> dict[str, Any]:
         """Drop what may go of these paths (none: of everything); what stays, and why."""
         if self.evictor is None:
             raise UsageError("Nothing can be evicted while the node does not run.")
-        await self.settle(progress)
+        await self.settle(progress, partial(self._may_all_go, self.evictor, paths))
         rows = await in_thread(self._pool, self._bundles_below, paths)
         total = sum(row.bytes for row in rows)
 

@@ -251,6 +251,7 @@ async def test_who_dropped_it_after_the_receipt_counts_no_more(group: Group) -> 
 
     assert a.copies(filed.data)[b.node_id].state == copies.CopyState.LOST
     assert a.is_here(filed.data)
+    group.clock.advance(60)
     assert await a.replicator.serve(b.node_id), "it is sent again"
     assert b.held.has(filed.data.bundle_id)
     assert await a.evict(filed.data) == {}
@@ -267,6 +268,7 @@ async def test_who_says_that_its_copy_is_damaged_counts_no_more(group: Group) ->
 
     assert a.is_here(filed.data)
     assert a.copies(filed.data)[b.node_id].state == copies.CopyState.LOST
+    group.clock.advance(60)
     assert await a.replicator.serve(b.node_id), "the damage is repaired"
     assert await a.evict(filed.data) == {}
 
