@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from p2pstore.content import FileMeta
-from p2pstore.placement import Landed, Landing, arrive
-from tests.faults.world import World
+from p2pstore.placement import Landed, Landing, Root, arrive
+from tests.faults.world import FOLDER_ID, World
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="replacing needs Linux")
 
@@ -181,9 +181,15 @@ def test_access_list_comes_back(made: World) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root overcomes a mode, others must not need to")
 @pytest.mark.root
-def test_attributes_of_a_read_only_file_come_back_to_its_owner(made: World) -> None:
-    put_attribute(made.write("probe", b""), "user.colour", b"blue")
-    for directory, names, files in os.walk(made.path):
+def test_attributes_of_a_read_only_file_come_back_to_its_owner(tmp_path: Path) -> None:
+    probe = tmp_path / "probe"
+    probe.write_bytes(b"")
+    put_attribute(probe, "user.colour", b"blue")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Root.mark(folder, FOLDER_ID)
+    root = Root(folder, FOLDER_ID)
+    for directory, names, files in os.walk(folder):
         for name in (".", *names, *files):
             os.chown(os.path.join(directory, name), NOBODY_ID, NOBODY_ID)
     meta = FileMeta(
@@ -199,12 +205,13 @@ def test_attributes_of_a_read_only_file_come_back_to_its_owner(made: World) -> N
     )
     os.seteuid(NOBODY_ID)
     try:
-        (landed,) = arrive(made.root, [(Landing(b"file", b"file.f", meta, "1", b""), b"content")])
+        (landed,) = arrive(root, [(Landing(b"file", b"file.f", meta, "1", b""), b"content")])
     finally:
         os.seteuid(0)
+        root.close()
     assert isinstance(landed, Landed)
-    assert os.getxattr(made.at("file"), "user.colour") == b"blue"
-    assert stat.S_IMODE(made.at("file").stat().st_mode) == 0o444
+    assert os.getxattr((folder / "file"), "user.colour") == b"blue"
+    assert stat.S_IMODE((folder / "file").stat().st_mode) == 0o444
 
 
 def test_setuid_does_not_come_back(made: World) -> None:
