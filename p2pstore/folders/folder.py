@@ -713,9 +713,31 @@ class Folder:
                 except FileExistsError:
                     continue
                 restored += 1
+        restored += await self.in_thread(self._undo_overwritten, root)
         self.losses.forget()
         self.set_paused("")
         self.ask_rescan("undo")
+        return restored
+
+    def _undo_overwritten(self, root: Root) -> int:
+        """Placeholders that hold something else now: that is kept beside, they come back."""
+        catalog, mark = self._parts.catalog, b"changed-%d" % int(self._parts.clock.wall())
+        rows = catalog.view(lambda db: list(files.walk(db, self.row, states=(State.PLACEHOLDER,))))
+        there = still(root, [row.path + SUFFIX for row in rows])
+        restored = 0
+        for row in rows:
+            name = row.path + SUFFIX
+            seen = there.get(name)
+            on_record = (row.ino, row.size, row.mtime_ns, row.ctime_ns)
+            if seen is None or identity_of(seen) == on_record:
+                continue
+            with Directories(root) as directories:
+                directory, last = directories.parent(name)
+                found = read_placeholder(directory, last, MAX_READ + 1)
+            raw = catalog.view(partial(_manifest_of, row.id))
+            if raw is not None and not looks_like_manifest(found):
+                write_placeholder(root, name, raw, aside=mark)
+                restored += 1
         return restored
 
     # -- batches ----------------------------------------------------------------------------------
@@ -949,6 +971,10 @@ RETRIED = frozenset((IN_WORK, "opened for writing meanwhile", "changed meanwhile
 def _close_all(claims: Sequence[Claim]) -> None:
     for entry in claims:
         entry.close()
+
+
+def _manifest_of(file: int, db: sqlite3.Connection) -> bytes | None:
+    return files.manifest(db, file)
 
 
 def _known_files(folder: int, db: sqlite3.Connection) -> int:

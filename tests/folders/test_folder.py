@@ -173,6 +173,20 @@ async def test_mass_deletion_pauses_and_can_be_undone(watched: Watched) -> None:
     assert not watched.folder.is_paused
 
 
+async def test_mass_overwriting_pauses_and_can_be_undone(watched: Watched) -> None:
+    """What an extortionist's program does to a folder: every `.f` is something else now."""
+    made = watched.world
+    names = await many(watched)
+    watched.set(settle_s=0.3)
+    before = {name: made.at(name).read_bytes() for name in names}
+    for name in names:
+        made.at(name).write_bytes(b"pay " + name)
+    await watched.until(lambda: watched.folder.is_paused)
+    assert await watched.folder.undo_change() == 30
+    assert {name: made.at(name).read_bytes() for name in names} == before
+    assert len(made.names()) == 60  # what had been written is kept beside
+
+
 async def test_mass_deletion_that_is_accepted_goes_to_the_history(watched: Watched) -> None:
     made = watched.world
     names = await many(watched)
