@@ -239,6 +239,9 @@ class Recovery:
                 # What it stands for is there: it may go, after the usual time in trash.
                 leftovers.setdefault(batch, []).append(Item.of(path, Identity.of(stat)))
                 continue
+            if not is_ours and self._is_same_in_place(batch, path):
+                leftovers.setdefault(batch, []).extend(self._second_copy(batch, path))
+                continue
             name = put_back(self._root, trash_path(batch, path), path)
             log.warning("%s was in trash without a record; it is back.", os.fsdecode(name))
             if name == path and not is_ours:
@@ -254,7 +257,28 @@ class Recovery:
         if manifest.file_id != row.file_id or self._content_hash(path) != manifest.hash:
             return []
         self._set(path, State.PROTECTED, self._look(path))
+        # In work from now on: whoever asked for it must not see it vanish again at once.
+        now = int(self._clock.wall() * 1000)
+        self._catalog.write(lambda db: files.set_last_use(db, [row.id], now)).result()
         return [self._discard(batch, path + SUFFIX)]
+
+    def _is_same_in_place(self, batch: str, path: bytes) -> bool:
+        """Whether an original in trash was brought back meanwhile, byte for byte."""
+        here, there = self._look(path), self._look(trash_path(batch, path))
+        if here is None or there is None or here.identity.size != there.identity.size:
+            return False
+        return self._content_hash(path) == self._content_hash(trash_path(batch, path))
+
+    def _second_copy(self, batch: str, path: bytes) -> list[Item]:
+        """It goes after the usual time in trash, and only as every other original does.
+
+        While the catalog does not know the file it stays where it is, until the next start.
+        """
+        row, there = self._row(path), self._look(trash_path(batch, path))
+        if row is None or there is None:
+            return []
+        content = self._content_hash(trash_path(batch, path))
+        return [Item.of(path, there.identity, content, row.file_id)] if content == row.hash else []
 
     def _adopt(self, batch: str, items: list[Item]) -> Trashed:
         now = int(self._clock.wall() * 1000)
