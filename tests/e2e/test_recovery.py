@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def vault(new_node: NewNode, tmp_path: Path) -> tuple[Node, Path]:
     write(folder, FILES.items())
     node.add(folder)
     return node, folder
+
+
+def wait_index(node: Node) -> None:
+    """Until the folder's list is written and named by a head."""
+    until(lambda: list((node.home / "heads").iterdir()), "an index", 70.0)
 
 
 def lose_catalog(home: Path) -> None:
@@ -81,10 +87,13 @@ def test_after_a_rebuild_reading_a_placeholder_brings_the_original_back(
     vault: tuple[Node, Path],
 ) -> None:
     node, folder = vault
+    node.wait_trash_empty()
     node.stop()
     lose_catalog(node.home)
     node.start()
     node.wait_rows(folder, placeholders=len(FILES), pending=0)
+    newest = max(path.lstat().st_ctime for path in folder.rglob("*.f"))
+    until(lambda: time.time() > newest + 2.2, "opens are no longer taken for our own")
     (folder / "letter.txt.f").read_bytes()
     until(lambda: (folder / "letter.txt").exists(), "the original", 3.0)
     assert (folder / "letter.txt").read_bytes() == FILES["letter.txt"]
@@ -94,6 +103,7 @@ def test_originals_that_were_back_stay_in_work_after_a_rebuild(
     vault: tuple[Node, Path],
 ) -> None:
     node, folder = vault
+    wait_index(node)
     node.ok("hydrate", folder / "letter.txt.f")
     node.stop()
     lose_catalog(node.home)
@@ -108,7 +118,7 @@ def test_a_lost_placeholder_comes_back_by_a_rebuild_or_undelete(
 ) -> None:
     """A placeholder that went with the catalog is still in the folder's index."""
     node, folder = vault
-    until(lambda: list((node.home / "heads").iterdir()), "an index was written", 90.0)
+    wait_index(node)
     node.stop()
     lose_catalog(node.home)
     node.start()
@@ -223,19 +233,42 @@ def test_a_missing_bundle_is_said_and_other_files_still_come(vault: tuple[Node, 
     assert node.ok("cat", folder / "later.txt").raw == b"in another bundle"
 
 
-def test_a_bundle_that_is_damaged_before_the_trash_is_emptied_gives_the_original_back(
-    new_node: NewNode, tmp_path: Path
-) -> None:
-    node = new_node(trash_hold="6s")
+@pytest.fixture
+def in_trash(new_node: NewNode, tmp_path: Path) -> tuple[Node, Path, bytes]:
+    """A node, the path of a file that was just replaced and lies in trash, and its content."""
+    node = new_node(trash_hold="5s")
     node.init()
     node.start()
-    folder = tmp_path / "Vault"
     content = some_bytes(600_000, 77)
-    write(folder, [("a.bin", content)])
-    node.add(folder)
-    data_bundles(node)[0].unlink()
-    until(lambda: (folder / "a.bin").exists(), "the original", 30.0)
-    assert (folder / "a.bin").read_bytes() == content
+    write(tmp_path / "Vault", [("a.bin", content)])
+    node.add(tmp_path / "Vault")
+    return node, tmp_path / "Vault" / "a.bin", content
+
+
+def test_when_a_bundle_is_damaged_the_original_comes_back_from_trash(
+    in_trash: tuple[Node, Path, bytes],
+) -> None:
+    node, path, content = in_trash
+    bundle = data_bundles(node)[0]
+    os.truncate(bundle, bundle.stat().st_size // 2)
+    until(path.exists, "the original")
+    assert path.read_bytes() == content
+
+
+def test_while_a_bundle_is_missing_the_original_waits_in_trash(
+    in_trash: tuple[Node, Path, bytes],
+) -> None:
+    node, path, content = in_trash
+    bundle = data_bundles(node)[0]
+    aside = bundle.with_name("aside")
+    bundle.rename(aside)
+    due = node.status()["space"]["trash_until"]
+    until(lambda: time.time() > due + 1, "its time in trash is over")
+    kept = [p for p in (path.parent / ".p2pstore").rglob("a.bin") if p.is_file()]
+    assert [p.read_bytes() for p in kept] == [content]
+    aside.rename(bundle)
+    node.wait_trash_empty()
+    assert node.ok("cat", path).raw == content
 
 
 # -- the folder ---
