@@ -28,9 +28,10 @@ def init(shell: Shell, name: str | None, yes: bool) -> int:
     Prints 24 words once: with them alone every file can be recovered, and without them and without
     another device of the group a lost computer means lost files. Write them on paper.
     """
-    from p2pstore import node
+    from p2pstore import config, node
 
-    words = node.init_home(shell.home, name, now=time.time())
+    chosen = name or config.load(shell.home, os.environ, {}).name or None
+    words = node.init_home(shell.home, chosen, now=time.time())
     shell.say(f"A new node in {show.path(shell.home)}. Its 24 recovery words:\n")
     # On a pipe the words are the result: on one line, so that a script can keep them.
     shell.result("\n".join(_columns(words)) if sys.stdout.isatty() else words)

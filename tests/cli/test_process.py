@@ -16,6 +16,13 @@ def test_init_on_a_pipe_prints_the_words_alone(line, stopped, home):
     assert "p2pstore words confirm" in ran.err
 
 
+def test_init_takes_the_configured_name(line, stopped, home, monkeypatch):
+    monkeypatch.setenv("P2PSTORE_NAME", "nas")
+    line("init")
+    line("init", "--name", "desk")
+    assert stopped.inits == [(home, "nas"), (home, "desk")]
+
+
 def test_init_with_yes_counts_as_confirmed(line, stopped):
     ran = line("init", "--yes", terminal=True)
     assert ran.code == 0

@@ -68,3 +68,11 @@ def test_bar_on_a_terminal(capsys):
         meter({"stage": "[red]odd[/]", "files": 1})
         meter({"text": "[bold]text"})
     assert "[bold]text" in capsys.readouterr().err
+
+
+def test_a_new_stage_takes_the_place_of_the_last_bar():
+    with Meter(terminal=True, monotonic=lambda: 0.0) as meter:
+        meter({"stage": "scan", "files": 1})
+        meter(dict(FULL))
+        assert meter._bar is not None
+        assert [task.visible for task in meter._bar.tasks] == [False, True]
