@@ -332,11 +332,10 @@ class Evictor:
     def _missing_now(self, attempt: _Attempt) -> list[str]:
         world = self._world()
         facts = self._ledger.facts(world, [attempt.row], for_room=attempt.for_room)[0]
-        return self._missing(attempt, facts)
-
-    def _missing(self, attempt: _Attempt, facts: Facts) -> list[str]:
+        # Of who was revoked meanwhile neither the copy nor its confirmation counts.
+        confirmations = [c for c in attempt.confirmations if c.holder.node in world.holders]
         return why_not(
-            replace(self._with_locks(attempt.row, facts), confirmations=attempt.confirmations),
+            replace(self._with_locks(attempt.row, facts), confirmations=confirmations),
             now=self._clock.wall(),
             monotonic=self._now(attempt),
             fresh_proof_s=self._fresh_proof_s,

@@ -20,7 +20,7 @@ from p2pstore.policy import target as target_of
 from p2pstore.store import BundleRow, BundleState, Catalog, State, blocks, copies, folders
 
 EVICTABLE = frozenset((State.PLACEHOLDER, State.PROTECTED))
-WHY_NOT = {State.HYDRATING: "are being brought back", State.CONFLICT: "are in conflict"}
+WHY_NOT = {State.HYDRATING: "being brought back", State.CONFLICT: "in conflict"}
 META_EXTRA = 1  # meta bundles get one copy more than the data that they describe
 RENEW_MS = 30 * 86_400_000  # a proof so old is asked for anew, which makes the lease longer
 
@@ -290,9 +290,9 @@ def _in_the_way(db: sqlite3.Connection, bundle: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for state, is_unlisted, count in db.execute(query, (bundle,)):
         if state not in EVICTABLE:
-            reason = WHY_NOT.get(State(state), f"are {state}")
+            reason = WHY_NOT.get(State(state), str(state))
         elif is_unlisted:
-            reason = "are in no index"  # no head leads to its manifest
+            reason = "in no index"  # no head leads to its manifest
         else:
             continue
         found[reason] = found.get(reason, 0) + count

@@ -128,11 +128,11 @@ REFUSALS = {
     ),
     "a file that is brought back": (
         lambda a, f, o: a.refer(b"two", [f.data, f.meta], state=State.HYDRATING),
-        "1 file are being brought back",
+        "1 file being brought back",
     ),
     "a file that no index has": (
         lambda a, f, o: a.refer(b"two", [f.data, f.meta], listed=False),
-        "1 file are in no index",
+        "1 file in no index",
     ),
     "three in another folder": (
         lambda a, f, o: a.refer(
@@ -815,3 +815,29 @@ async def test_many_bundles_a_page_at_a_time(group: Group, monkeypatch: Any) -> 
     assert (freed.bundles, freed.bytes) == (8, sum(f.data.bytes for f in filed))
     assert all(group.copies_of(f.data.bundle_id) == 2 for f in filed)
     assert a.root_bundle.kind == Kind.META
+
+
+async def test_the_word_of_who_is_revoked_meanwhile_does_not_count(group: Group) -> None:
+    """Two confirm, one of them is revoked; a third has a copy and did not answer."""
+    a, filed, others = await ready(group, 4)
+    b, _, d = others
+    group.network.unreachable.add(group.addresses[d.node_id])
+    for link in d.transport.links():
+        link.abort()
+    to_trash, look = a.bundles.to_trash, a.look
+    revoked: set[Any] = set()
+
+    def fewer() -> Any:
+        world = look()
+        left = {node: h for node, h in world.holders.items() if node not in revoked}
+        return replace(world, holders=left)
+
+    a.evictor._world = fewer
+
+    def meanwhile(bundle_id: Any) -> None:
+        to_trash(bundle_id)
+        revoked.add(b.node_id)
+
+    a.bundles.to_trash = meanwhile  # type: ignore[method-assign]
+    assert list(await a.evict(filed.data)) == ["1 of 2 holders proved their copy just now"]
+    assert a.is_here(filed.data)
