@@ -136,6 +136,8 @@ class _Judge:
             if not self._store.has(bundle.bundle_id):
                 return _Verdict.WAIT
             self._store.index(bundle.bundle_id)
+            if self._store.size(bundle.bundle_id) < bundle.bytes:
+                return _Verdict.BACK  # cut off since its list was read
         except IntegrityError:
             return _Verdict.BACK
         except Unavailable:
