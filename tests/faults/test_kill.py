@@ -13,7 +13,7 @@ from tests.faults.world import World
 
 SEED = int(os.environ.get("FAULT_SEED", "20260101"))
 EVERY = os.environ.get("FAULT_POINTS") == "all"
-POINTS = 14  # of each scenario, unless all are asked for: the whole takes minutes
+POINTS = 10  # of each scenario, unless all are asked for: the whole takes minutes
 
 NEW = contents(1, {"small": 900, "below/large": 300_000, "empty": 0})
 OLD = contents(2, {"small": 700, "below/large": 200_000})

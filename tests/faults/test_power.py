@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 
-CUTS = 4  # of each scenario, unless all are asked for
+CUTS = 3  # of each scenario, unless all are asked for
 SIZE = 40 << 20
 
 
