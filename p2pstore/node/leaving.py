@@ -391,10 +391,14 @@ def _sync(target: Path) -> None:
 
 
 async def _release_all(node: Node, progress: Progress) -> None:
-    """Ask every holder to let our bundles go; it keeps them for 7 days in its trash."""
+    """Ask every holder to let our bundles go; it keeps them for 7 days in its trash.
+
+    The other devices are asked in any case: a catalog that was just rebuilt does not know yet what
+    they keep, and they could never leave in their turn.
+    """
     holders = await in_thread(node.pool, node.catalog.view, _holders)
     async with asyncio.TaskGroup() as group:
-        for holder in holders:
+        for holder in sorted({*holders, *node.group.others()}):
             group.create_task(_release(node, holder, progress))
 
 
@@ -405,23 +409,44 @@ def _holders(db: sqlite3.Connection) -> list[NodeId]:
 
 async def _release(node: Node, holder: NodeId, progress: Progress) -> None:
     name = node.group.name_of(holder) or short(holder)
-    after, kept = 0, 0
+    try:
+        kept = await _release_known(node, holder) | await _release_listed(node, holder)
+    except P2PStoreError as exc:
+        progress({"text": f"{name} was not asked to let its copies go: {exc}"})
+        return
+    if kept:
+        progress(
+            {"text": f"{name} keeps {len(kept)} bundles for now: somebody else relies on them."}
+        )
+
+
+async def _release_known(node: Node, holder: NodeId) -> set[BundleId]:
+    """What the catalog says; the bundles that another device has locked there."""
+    after, kept = 0, set[BundleId]()
     while page := await in_thread(node.pool, node.catalog.view, partial(_page, holder, after)):
         for one in page:
-            try:
-                await node.pusher.release(one.bundle_id, holder)
-            except Unknown:
-                pass  # it has it not any more
-            except Busy:
-                kept += 1  # another device has locked it there
-                continue
-            except P2PStoreError as exc:
-                progress({"text": f"{name} was not asked to let its copies go: {exc}"})
-                return
-            await node.catalog.awrite(partial(_released, one.bundle, holder))
+            if await _let_go(node, holder, one.bundle_id):
+                await node.catalog.awrite(partial(_released, one.bundle, holder))
+            else:
+                kept.add(one.bundle_id)
         after = page[-1].bundle
-    if kept:
-        progress({"text": f"{name} keeps {kept} bundles for now: somebody else relies on them."})
+    return kept
+
+
+async def _release_listed(node: Node, holder: NodeId) -> set[BundleId]:
+    """What the holder itself says that it still has of this device."""
+    ours = [h.bundle async for h in node.pusher.holdings(holder) if h.opener == node.group.public]
+    return {bundle for bundle in ours if not await _let_go(node, holder, bundle)}
+
+
+async def _let_go(node: Node, holder: NodeId, bundle: BundleId) -> bool:
+    try:
+        await node.pusher.release(bundle, holder)
+    except Unknown:
+        return True  # it has it not any more
+    except Busy:
+        return False  # another device has locked it there
+    return True
 
 
 def _page(holder: NodeId, after: int, db: sqlite3.Connection) -> list[_Asked]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from nacl.signing import SigningKey
 
 from p2pstore.content import signed_list
 from p2pstore.errors import Busy, PeerUnreachable, UsageError
-from p2pstore.ids import BundleId, NodeId, PublicKey
+from p2pstore.ids import BundleId, NodeId, PublicKey, Tag
 from p2pstore.keys import Role
 from p2pstore.node.build import Node
 from p2pstore.node.leaving import leave
 from p2pstore.store import DiskBundles, State, copies, files
-from p2pstore.wire import Unknown
+from p2pstore.wire import Holding, Unknown
 from tests.node.conftest import CONTENTS, Place
 from tests.store.making import sealed
 
@@ -204,9 +205,14 @@ async def test_file_that_cannot_come_back_keeps_it(place: Place) -> None:
 class Holders:
     """What answers RELEASE."""
 
-    def __init__(self, *errors: Exception | None) -> None:
+    def __init__(self, *errors: Exception | None, listed: Sequence[Holding] = ()) -> None:
         self.errors = list(errors)
         self.asked: list[tuple[BundleId, NodeId]] = []
+        self.listed = listed
+
+    async def holdings(self, holder: NodeId) -> AsyncIterator[Holding]:
+        for holding in self.listed:
+            yield holding
 
     async def release(self, bundle_id: BundleId, holder: NodeId) -> None:
         self.asked.append((bundle_id, holder))
@@ -234,6 +240,23 @@ async def test_holders_are_asked_to_let_go(place: Place) -> None:
         assert set(holders.asked) >= {(bundle_id, HOLDER) for bundle_id in bundles}
         assert node.catalog.view(copies.holders) == {}
         assert not [one for one in said if "text" in one]
+
+
+def listed(bundle: bytes, opener: PublicKey) -> Holding:
+    return Holding(BundleId(bundle * 32), Tag(b"t" * 20), 1, opener, 0, 1000, 10**13)
+
+
+async def test_holders_let_go_what_the_catalog_does_not_know(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        admit(node, "nas")
+        node.home.confirm_words()
+        others = PublicKey(b"o" * 32)
+        lists = [listed(b"1", node.group.public), listed(b"2", others)]
+        node.pusher = holders = Holders(listed=lists)  # type: ignore[assignment]
+        done = await leave(node, None, silent)
+        assert done["left"], done
+        assert holders.asked == [(lists[0].bundle, node.group.others()[0])]
 
 
 async def test_absent_holder_is_named_and_no_reason_to_stay(place: Place) -> None:
