@@ -36,6 +36,7 @@ import msgspec
 from p2pstore.clock import Clock
 from p2pstore.errors import Busy, IntegrityError, P2PStoreError, RemoteProtocolError
 from p2pstore.ids import BundleId, NodeId, short
+from p2pstore.maintenance.collect import Collector
 from p2pstore.maintenance.facts import Ledger, World
 from p2pstore.policy import Confirmation, Facts, Holder, why_not
 from p2pstore.store import (
@@ -121,6 +122,19 @@ class Evictor:
         # An UNLOCK that was not answered may arrive after the next LOCK and undo it: until then
         # (monotonic clock) that holder's word on that bundle is not relied on.
         self._unsure: dict[tuple[BundleId, NodeId], float] = {}
+
+    def collector(self) -> Collector:
+        """What drops superseded indexes, with the same means."""
+        return Collector(
+            catalog=self._catalog,
+            store=self._store,
+            ledger=self._ledger,
+            pusher=self._pusher,
+            promises=self._promises,
+            world=lambda: self._world(),
+            clock=self._clock,
+            pool=self._pool,
+        )
 
     def why(self, rows: Sequence[BundleRow], *, for_room: bool = False) -> list[list[str]]:
         """What is missing for each bundle, from what the catalog knows; empty: it may be tried.

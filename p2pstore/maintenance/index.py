@@ -46,6 +46,19 @@ def index_root(folder_id: FolderId) -> str:
     return f"index:{folder_id.hex()}"
 
 
+SUPERSEDED = "superseded:"  # roots of what only earlier indexes lay in: see collect.py
+
+
+def superseded_root(folder_id: FolderId, since_ms: int) -> str:
+    return f"{SUPERSEDED}{folder_id.hex()}:{since_ms}"
+
+
+def superseded_since(root: str) -> tuple[FolderId, int]:
+    """What the name of such a root says."""
+    folder, _, since = root.removeprefix(SUPERSEDED).partition(":")
+    return FolderId(bytes.fromhex(folder)), int(since)
+
+
 class HeadOrder(NamedTuple):
     incarnation: int
     seq: int
@@ -149,7 +162,10 @@ class IndexWriter:
                 numbers = tuple(rows[bundle] for bundle in protected.bundles)
                 # What the last published head names is kept until the next one is published.
                 if noted is not None and is_published:
+                    before = _members(db, root)
                     blocks.set_root(db, root, noted.bundles)
+                    left = before.difference(noted.bundles, numbers)
+                    blocks.add_root(db, superseded_root(folder.folder_id, now), left)
                 blocks.add_root(db, root, numbers)
                 note = _Noted(*order, protected.hash, numbers)
                 folders.kv_set(db, key, msgspec.msgpack.encode(note))
@@ -178,6 +194,10 @@ def _close(intent: int, db: sqlite3.Connection) -> None:
 
 def _open(now_ms: int, db: sqlite3.Connection) -> int:
     return journal.open_intent(db, IntentKind.INGEST, b"", now_ms)
+
+
+def _members(db: sqlite3.Connection, root: str) -> set[int]:
+    return {row for (row,) in db.execute("SELECT bundle FROM roots WHERE root=?", (root,))}
 
 
 def _next_order(last: HeadOrder | None, incarnation: int) -> HeadOrder:

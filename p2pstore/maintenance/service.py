@@ -207,6 +207,8 @@ class Maintenance:
     async def _tidy_loop(self) -> None:
         while True:
             await in_thread(self._pool, self._tidy)
+            if self.evictor is not None:
+                await self.evictor.collector().run()
             await asyncio.sleep(TIDY_S)
 
     def _tidy(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from p2pstore.content import BundleRef, Entry, decode_head, head_order, verify_head
 from p2pstore.ids import BlockId, BundleId, FolderId, Tag
 from p2pstore.maintenance import recover
-from p2pstore.maintenance.index import HeadOrder, index_root
+from p2pstore.maintenance.index import SUPERSEDED, HeadOrder, index_root
 from p2pstore.store import FileRow, IntentKind, State, blocks, files, folders, journal
 
 from .world import World, noise
@@ -176,3 +176,19 @@ def test_one_file_without_a_place_does_not_stop_the_index(world: World) -> None:
     world.protect({"a": b"1"})
     add_rows(world, ["b"], listed=False)
     assert world.index.write(folder_of(world), None) is not None
+
+
+def test_what_only_older_indexes_lay_in_is_marked_and_nothing_else(world: World) -> None:
+    """Over many indexes: what the two newest lie in is never marked, the rest is."""
+    last: HeadOrder | None = None
+    for i in range(8):
+        world.protect({f"file {i}": noise(2000, i)})
+        last = order_of(world.index.write(folder_of(world), last))
+        query = "SELECT bundle FROM roots WHERE root GLOB ?"
+        marked = {row[0] for row in world.catalog.read(query, (SUPERSEDED + "*",))}
+        assert not marked & root_of(world)
+    files_need = {row[0] for row in world.catalog.read("SELECT bundle FROM file_bundles")}
+    metas = {row[0] for row in world.catalog.read("SELECT id FROM bundles")} - files_need
+    assert marked
+    assert marked | root_of(world) == metas, "every index bundle is one or the other"
+    assert not marked & files_need
