@@ -396,9 +396,14 @@ async def _release_all(node: Node, progress: Progress) -> None:
     The other devices are asked in any case: a catalog that was just rebuilt does not know yet what
     they keep, and they could never leave in their turn.
     """
-    holders = await in_thread(node.pool, node.catalog.view, _holders)
+    holders = set(await in_thread(node.pool, node.catalog.view, _holders))
+    others = set(node.group.others())
+    if node.is_rebuilding():
+        holders |= others
     async with asyncio.TaskGroup() as group:
-        for holder in sorted({*holders, *node.group.others()}):
+        for holder in others - holders:  # absent ones have nothing, as far as anybody knows
+            group.create_task(_release(node, holder, lambda _: None))
+        for holder in holders:
             group.create_task(_release(node, holder, progress))
 
 
