@@ -211,6 +211,7 @@ def leave(shell: Shell, to: str | None, yes: bool) -> int:
     counted = f"{show.files(done.get('files', 0))}, {show.size(done.get('bytes', 0))}"
     shell.result(f"Every file is back{where} and verified ({counted}).")
     shell.result(f"{show.path(done.get('home', shell.home))} may be deleted now.")
+    shell.say("What is left in .p2pstore of each folder is its trash; it may go too.")
     return 0
 
 
