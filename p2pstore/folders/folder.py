@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import sqlite3
 from collections import deque
@@ -27,22 +26,22 @@ import msgspec
 
 from p2pstore.clock import Clock
 from p2pstore.config import FolderSettings
-from p2pstore.content import MAX_READ, Keyring, looks_like_manifest, next_version, open_manifest
+from p2pstore.content import MAX_READ, Keyring, looks_like_manifest, next_version
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.folders.emptying import empty
 from p2pstore.folders.intents import Trashed
+from p2pstore.folders.judging import IN_WORK, Rules, Stays, judge
 from p2pstore.folders.losses import Losses
+from p2pstore.folders.meeting import Meeting
 from p2pstore.folders.reconcile import (
     Findings,
     disk_name,
     identity_of,
-    is_in_repository,
     look_at,
     look_at_all,
     still,
 )
 from p2pstore.folders.recovery import Recovery
-from p2pstore.folders.references import bundles_named
 from p2pstore.folders.taking import (
     Candidate,
     Outcome,
@@ -64,8 +63,7 @@ from p2pstore.placement import (
     read_placeholder,
     write_placeholder,
 )
-from p2pstore.policy import Entity, Treatment, classify, in_work_for
-from p2pstore.store import BundleStore, Catalog, FileRow, State, blocks, files, folders
+from p2pstore.store import BundleStore, Catalog, FileRow, State, files, folders
 from p2pstore.threads import in_thread
 from p2pstore.watch import (
     Changed,
@@ -74,7 +72,6 @@ from p2pstore.watch import (
     RescanWanted,
     RootBack,
     RootGone,
-    Seen,
 )
 
 log = logging.getLogger(__name__)
@@ -95,8 +92,6 @@ LEASE_HOLD_S = 1.0  # a claim is kept this long after its rename (SAFETY, sectio
 OPENS_AT_A_TIME = 500  # directories watched before other work of the loop gets its turn
 RESCAN_S = 600.0  # hints can be lost in silence
 PRESENCE_S = 2.0
-IN_WORK = "in work"
-MISNAMED = "a placeholder without .f at the end of its name"
 
 
 class Room(Protocol):
@@ -140,6 +135,14 @@ class Folder:
         self.in_flight: dict[bytes, int] = {}  # path -> bytes
         self._just_placed: deque[tuple[float, frozenset[bytes]]] = deque()
         self._parts = parts
+        self._meeting = Meeting(
+            path=self.path,
+            row=row,
+            catalog=parts.catalog,
+            store=parts.store,
+            opens=parts.opens,
+            ring=parts.ring,
+        )
         self._settings = entry.settings
         self._ours: set[bytes] = set()  # paths that batches and hydrations are changing now
         self._ours_lately: set[bytes] = set()  # those that they finished since the look began
@@ -456,12 +459,13 @@ class Folder:
                 self.waiting.observe(seen.path, identity_of(seen), now=now, settle=wait)
         met = [s for s in findings.placeholders if not self._is_ours(s.path.removesuffix(SUFFIX))]
         if met:
-            own = await self.in_thread(self._meet_placeholders, root, met)
+            known, own = await self.in_thread(self._meeting.placeholders, root, met)
+            self.losses.found(known)
             for seen in own:
                 if not self._is_ours(seen.path):
                     self.waiting.observe(seen.path, identity_of(seen), now=now, settle=settle)
         if findings.links or findings.others:
-            await self.in_thread(self._record_others, root, findings.links, findings.others)
+            await self.in_thread(self._meeting.others, root, findings.links, findings.others)
         for gone in findings.gone:
             if not self._is_ours(gone.path) and gone.state != State.HYDRATING:
                 self.losses.missing(gone.path, due=now + settle)
@@ -491,146 +495,6 @@ class Folder:
                 self.waiting.defer(row.path, identity, IN_WORK, until=due)
             else:
                 self.waiting.observe(row.path, identity, now=now, settle=self._settings.settle_s)
-
-    def _meet_placeholders(self, root: Root, found: Sequence[Seen]) -> list[Seen]:
-        """Small `.f` files that the catalog has not so: ours, moved, copied - or somebody's own.
-
-        Returns those that are ordinary files. Runs in a thread.
-        """
-        ordinary: list[Seen] = []
-        with Directories(root) as directories:
-            for seen in found:
-                self._parts.opens.mark_own(os.fsencode(self.path) + b"/" + seen.path)
-                try:
-                    directory, name = directories.parent(seen.path)
-                    raw = read_placeholder(directory, name, MAX_READ + 1)
-                except OSError:
-                    continue  # gone again, or unreadable: the next look tells
-                if not looks_like_manifest(raw):
-                    ordinary.append(seen)
-                    continue
-                self._meet_placeholder(root, seen, raw)
-        return ordinary
-
-    def _meet_placeholder(self, root: Root, seen: Seen, raw: bytes) -> None:
-        catalog, path = self._parts.catalog, seen.path.removesuffix(SUFFIX)
-        on_disk = (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
-        try:
-            manifest = open_manifest(raw, self._parts.ring()).manifest
-        except P2PStoreError as exc:
-            log.warning("%s is a damaged placeholder: %s", os.fsdecode(seen.path), exc)
-            return
-
-        named = bundles_named(manifest, self._parts.store)
-
-        def meet(db: sqlite3.Connection) -> None:
-            row = files.get(db, self.row, path)
-            if row is not None and row.state != State.DELETED and row.file_id == manifest.file_id:
-                if row.state == State.PLACEHOLDER or still(root, [path]).get(path) is None:
-                    files.set_on_disk(db, [(row.id, State.PLACEHOLDER, *on_disk)])
-                return
-            if row is not None and row.state not in (State.DELETED, State.PENDING):
-                return  # another file lives here; the `.f` beside it is not its version
-            for other in files.by_file_id(db, self.row, manifest.file_id):
-                name = disk_name(other.path, other.state)
-                if other.state == State.PLACEHOLDER and not still(root, [name]):
-                    files.rename(db, other.id, path)
-                    files.set_on_disk(db, [(other.id, State.PLACEHOLDER, *on_disk)])
-                    return
-            (number,) = files.upsert_many(
-                db,
-                [
-                    FileRow(
-                        folder=self.row,
-                        path=path,
-                        state=State.PLACEHOLDER,
-                        file_id=manifest.file_id,
-                        version=encode_version(manifest.version),
-                        hash=manifest.hash,
-                        file_size=manifest.meta.size,
-                        size=seen.size,
-                        ino=seen.ino,
-                        mtime_ns=seen.mtime_ns,
-                        ctime_ns=seen.ctime_ns,
-                        replaced_before=1,
-                    )
-                ],
-                [raw],
-            )
-            known = blocks.get_bundles(db, sorted(named))
-            blocks.set_file_bundles(db, [(number, [row.id for row in known.values()])])
-
-        catalog.write(meet).result()
-        self.losses.found([path])
-
-    def _meet_misnamed(self, root: Root, path: bytes) -> None:
-        """A placeholder under a name without `.f`: known as what it is, never taken as content.
-
-        Its row keeps the blocks alive that it needs, and brings the file back under that name.
-        """
-        seen = still(root, [path]).get(path)
-        if seen is None:
-            return
-        try:
-            fd = root.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return
-        with os.fdopen(fd, "rb") as file:
-            raw = file.read(MAX_READ + 1)
-        try:
-            manifest = open_manifest(raw, self._parts.ring()).manifest
-        except P2PStoreError as exc:
-            log.warning("%s is a placeholder that cannot be read: %s", os.fsdecode(path), exc)
-            row = _plain_row(self.row, seen, State.SKIPPED, "a placeholder that cannot be read")
-            self._parts.catalog.write(lambda db: files.upsert_many(db, [row])).result()
-            return
-        named = bundles_named(manifest, self._parts.store)
-
-        def meet(db: sqlite3.Connection) -> None:
-            for other in files.by_file_id(db, self.row, manifest.file_id):
-                if other.path != path and not still(root, [disk_name(other.path, other.state)]):
-                    files.rename(db, other.id, path)
-                    break
-            there = files.get(db, self.row, path)
-            base = there or _plain_row(self.row, seen, State.CONFLICT, MISNAMED)
-            (number,) = files.upsert_many(
-                db,
-                [
-                    base._replace(
-                        state=State.CONFLICT,
-                        reason=MISNAMED,
-                        file_id=manifest.file_id,
-                        version=encode_version(manifest.version),
-                        hash=manifest.hash,
-                        file_size=manifest.meta.size,
-                        size=seen.size,
-                        ino=seen.ino,
-                        mtime_ns=seen.mtime_ns,
-                        ctime_ns=seen.ctime_ns,
-                        replaced_before=1,
-                    )
-                ],
-                [raw],
-            )
-            known = blocks.get_bundles(db, sorted(named))
-            kept = blocks.bundles_of_file(db, number) if there is not None else []
-            blocks.set_file_bundles(db, [(number, {row.id for row in (*known.values(), *kept)})])
-
-        self._parts.catalog.write(meet).result()
-        self.losses.found([path])
-
-    def _record_others(self, root: Root, links: Sequence[Seen], others: Sequence[Seen]) -> None:
-        rows = [_plain_row(self.row, seen, State.SKIPPED, "no regular file") for seen in others]
-        with Directories(root) as directories:
-            for seen in links:
-                try:
-                    directory, name = directories.parent(seen.path)
-                    target = os.readlink(name, dir_fd=directory)
-                except OSError:
-                    continue
-                row = _plain_row(self.row, seen, State.PROTECTED, "a link")
-                rows.append(row._replace(kind=files.Kind.LINK, target=target))
-        self._parts.catalog.write(lambda db: files.upsert_many(db, rows)).result()
 
     # -- what is gone -----------------------------------------------------------------------------
 
@@ -778,6 +642,14 @@ class Folder:
         batch: list[Candidate] = []
         skipped: list[FileRow] = []
         size = 0
+        rules = Rules(
+            folder=self.row,
+            settings=self._settings,
+            repositories=self._repositories,
+            siblings=self._siblings,
+            volatile=self._parts.volatile,
+            wall=self._parts.clock.wall(),
+        )
         for path, rest in due:
             there = seen.get(path)
             if there is None:
@@ -790,74 +662,18 @@ class Folder:
             if batch and size + identity.size > BATCH_BYTES:
                 self.waiting.observe(path, identity, now=now, settle=0.0)
                 continue
-            candidate = self._judge(there, rows.get(path))
-            if candidate is None:
-                continue
-            if isinstance(candidate, FileRow):
-                skipped.append(candidate)
-                continue
-            batch.append(candidate)
-            size += identity.size
+            verdict = judge(there, rows.get(path), rules, forced=path in self._forced)
+            self._forced.discard(path)
+            if isinstance(verdict, FileRow):
+                skipped.append(verdict)
+            elif isinstance(verdict, Stays):
+                self._stay(verdict.row, identity, verdict.reason)
+            else:
+                batch.append(verdict)
+                size += identity.size
         if skipped:
             await self._parts.catalog.awrite(lambda db: files.upsert_many(db, skipped))
         return batch
-
-    def _judge(self, seen: Seen, row: FileRow | None) -> Candidate | FileRow | None:
-        """What to do with a file at rest: take it, record that it is skipped, or wait."""
-        parent = seen.path.rpartition(b"/")[0]
-        entity = Entity(
-            path=seen.path,
-            mode=seen.mode,
-            nlink=seen.nlink,
-            uid=seen.uid,
-            size=seen.size,
-            mtime_ns=seen.mtime_ns,
-        )
-        treatment, reason = classify(
-            entity,
-            self._settings,
-            our_uid=os.geteuid(),
-            in_repository=is_in_repository(seen.path, self._repositories),
-            siblings=self._siblings.get(parent, frozenset()),
-        )
-        if treatment is Treatment.SKIP:
-            return _plain_row(self.row, seen, State.SKIPPED, reason)
-        identity = identity_of(seen)
-        replace = treatment is Treatment.REPLACE
-        forced = seen.path in self._forced
-        self._forced.discard(seen.path)
-        if replace and self._parts.volatile is not None:
-            replace, reason = False, self._parts.volatile
-        if replace and (self._settings.pin or (row is not None and row.pinned)):
-            replace, reason = False, "pinned"
-        if replace and row is not None and not forced and self._is_in_work(seen, row):
-            replace, reason = False, IN_WORK
-        if row is not None and row.state == State.PROTECTED and not replace:
-            unchanged = identity == (row.ino, row.size, row.mtime_ns, row.ctime_ns)
-            if unchanged:
-                self._stay(row, identity, reason)
-                return None
-        return Candidate(seen.path, identity, replace, reason)
-
-    def _is_in_work(self, seen: Seen, row: FileRow) -> bool:
-        """Replaced before, or edited after it was protected: it stays `keep` after its last use."""
-        if row.state == State.DELETED or not row.file_id:
-            return False
-        wall = self._parts.clock.wall()
-        edited = row.state == State.PROTECTED and (seen.size, seen.mtime_ns) != (
-            row.size,
-            row.mtime_ns,
-        )
-        # A new file beside its own placeholder, or an edit that was just seen, is in use now.
-        used_now = edited or row.state == State.PLACEHOLDER
-        left = in_work_for(
-            last_use=wall if used_now else row.last_use / 1000,
-            now=wall,
-            keep_s=self._settings.keep_s,
-            replaced_before=bool(row.replaced_before),
-            edited_since_protected=edited or row.last_use > 0,
-        )
-        return left > 0
 
     def _stay(self, row: FileRow, identity: Identity, reason: str) -> None:
         if reason != row.reason:
@@ -893,7 +709,8 @@ class Folder:
         self._hold(taken)
         for outcome in taken.outcomes:
             if outcome.state == "found placeholder":
-                await self.in_thread(self._meet_misnamed, root, outcome.path)
+                if await self.in_thread(self._meeting.misnamed, root, outcome.path):
+                    self.losses.found([outcome.path])
             else:
                 self._settle_outcome(outcome, candidates[outcome.path])
         self._parts.protected()
@@ -979,17 +796,3 @@ def _manifest_of(file: int, db: sqlite3.Connection) -> bytes | None:
 
 def _known_files(folder: int, db: sqlite3.Connection) -> int:
     return sum(count.files for count in files.counts(db, folder))
-
-
-def _plain_row(folder: int, seen: Seen, state: str, reason: str) -> FileRow:
-    return FileRow(
-        folder=folder,
-        path=seen.path,
-        state=state,
-        reason=reason,
-        file_size=seen.size,
-        size=seen.size,
-        ino=seen.ino,
-        mtime_ns=seen.mtime_ns,
-        ctime_ns=seen.ctime_ns,
-    )

@@ -303,6 +303,9 @@ class Catalog:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except FileNotFoundError:
             return
+        except OSError as exc:
+            # The size of the log cannot be asked: the next commit meets the same disk.
+            logger.warning("The catalog's log cannot be looked at: %s", exc)
         except sqlite3.OperationalError as exc:
             if _code(exc) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 self._judge(exc)
