@@ -21,8 +21,8 @@ from functools import partial
 from typing import Any
 
 from p2pstore.clock import Clock
-from p2pstore.content import Head, Kind, head_order
-from p2pstore.errors import P2PStoreError, UsageError
+from p2pstore.content import Head, Kind, decode_head, head_order, verify_head
+from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.ids import FolderId, NodeId
 from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.evict import Evictor, Freed
@@ -66,7 +66,7 @@ class Swarm:
     state: Callable[[], tuple[int, int]]  # (generation, seq) of the group state
     tell: Callable[[], Awaitable[Sequence[copies.HeadAck]]]  # everybody connected
     heads: Callable[[], Sequence[Head]]  # the newest of ours
-    publish: Callable[[bytes], Awaitable[object]]  # makes a head durable
+    publish: Callable[[bytes], Awaitable[object]]  # makes a head durable; False: one is newer
     second_device: Callable[[], bool]
     words_confirmed: Callable[[], bool]
 
@@ -99,7 +99,9 @@ class Maintenance:
         self._pool = pool
         self._history_s = history_s
         self._changes = 1  # counted up whenever something became durable or was deleted
-        self._indexed: dict[FolderId, int] = {}  # the count that a folder's head covers
+        # What a folder's head covers: the count of changes then, and the number of that head. A
+        # head of ours with another number came from elsewhere (HOME was restored from a copy).
+        self._indexed: dict[FolderId, tuple[int, HeadOrder | None]] = {}
         self._first_change = self._last_change = clock.monotonic()
         self._writing = asyncio.Lock()
         self._wake_index = asyncio.Event()
@@ -179,6 +181,9 @@ class Maintenance:
             links = [link.node_id for link in self._swarm.links()]
             if await in_thread(self._pool, self._is_untold, links):
                 await self.tell()
+            world = await in_thread(self._pool, self.world)
+            if not self._indexed.keys() <= world.clean:
+                self._wake_index.set()
 
     def _serve(self, holder: NodeId) -> asyncio.Task[bool] | None:
         """Push to this holder what it lacks, in a task of its own; one at a time."""
@@ -226,7 +231,7 @@ class Maintenance:
     # -- index and heads --------------------------------------------------------------------------
 
     def _is_clean(self) -> bool:
-        return bool(self._indexed) and all(n == self._changes for n in self._indexed.values())
+        return bool(self._indexed) and all(n == self._changes for n, _ in self._indexed.values())
 
     async def write_heads(self) -> None:
         """Bring every folder's head up to date."""
@@ -243,15 +248,17 @@ class Maintenance:
 
     async def _write_head(self, folder: folders.FolderRow) -> None:
         count = self._changes
-        if self._indexed.get(folder.folder_id) == count:
-            return
         orders = await in_thread(self._pool, self._orders)
         last = orders.get(folder.folder_id)
+        if self._indexed.get(folder.folder_id) == (count, last):
+            return
         head = await in_thread(self._pool, self._index.write, folder, last)
         if head is not None:
-            await self._swarm.publish(head)
+            last = HeadOrder(*head_order(verify_head(decode_head(head))))
+            if await self._swarm.publish(head) is False:
+                raise Unavailable("a newer head of this device came meanwhile")
             self._wake_copies.set()
-        self._indexed[folder.folder_id] = count
+        self._indexed[folder.folder_id] = (count, last)
 
     def _orders(self) -> dict[FolderId, HeadOrder]:
         return {head.folder: HeadOrder(*head_order(head)) for head in self._swarm.heads()}
@@ -272,7 +279,6 @@ class Maintenance:
         now = self._clock.wall()
         # Before the heads are read: a folder that is clean here is covered by what is read there.
         changes, indexed = self._changes, dict(self._indexed)
-        clean = frozenset(folder for folder, count in indexed.items() if count == changes)
         candidates = self._swarm.candidates()
         holders = {NodeId(c.holder.node): c.holder for c in candidates if not c.revoked}
         orders = self._orders()
@@ -281,7 +287,11 @@ class Maintenance:
             holders=holders,
             eligible=eligible(candidates, now),
             heads=orders,
-            clean=clean,
+            clean=frozenset(
+                folder
+                for folder, (count, order) in indexed.items()
+                if count == changes and orders.get(folder) == order
+            ),
             state=self._swarm.state(),
             words_confirmed=self._swarm.words_confirmed(),
             second_device=self._swarm.second_device(),

@@ -335,7 +335,7 @@ async def test_the_world_may_be_looked_at_in_any_thread(group: Group) -> None:
     thread = threading.Thread(target=look)
     thread.start()
     for i in range(3000):
-        k.maintenance._indexed[FolderId(i.to_bytes(16, "big"))] = i
+        k.maintenance._indexed[FolderId(i.to_bytes(16, "big"))] = (i, None)
     stop.set()
     thread.join()
     assert not errors
@@ -353,3 +353,37 @@ async def test_tidy_goes_on_with_the_history_when_the_trash_fails(group: Group) 
     with pytest.raises(Unavailable):
         await asyncio.to_thread(k.maintenance._tidy)
     assert ended
+
+
+def foreign(k: Keeper, seq: int) -> Head:
+    """A head of this very device that it does not know to have signed."""
+    return Head(k.device.folder_id, k.device.node_id, 1, seq, b"from before HOME was restored")
+
+
+async def test_a_head_of_ours_from_elsewhere_covers_nothing(group: Group) -> None:
+    k = await keeper(group)
+    await k.maintenance.write_heads()
+    assert k.maintenance.world().clean
+    k.heads[k.device.folder_id] = foreign(k, 50)
+    assert not k.maintenance.world().clean
+    await k.maintenance.write_heads()
+    assert order(k) == [(1, 51)]
+    assert k.maintenance.world().clean == {k.device.folder_id}
+
+
+async def test_a_head_that_is_not_taken_covers_nothing(group: Group) -> None:
+    k = await keeper(group)
+
+    async def refuses(raw: bytes) -> bool:
+        k.heads[k.device.folder_id] = foreign(k, 50)
+        return False
+
+    taken = k.maintenance._swarm.publish
+    object.__setattr__(k.maintenance._swarm, "publish", refuses)
+    with pytest.raises(Unavailable):
+        await k.maintenance.write_heads()
+    assert not k.maintenance.world().clean
+    object.__setattr__(k.maintenance._swarm, "publish", taken)
+    await k.maintenance.write_heads()
+    assert order(k) == [(1, 51)]
+    assert k.maintenance.world().clean
