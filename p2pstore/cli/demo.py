@@ -318,7 +318,8 @@ class Demo:
         count, size = len(facts.before), facts.size
         rows = [
             ["stored", f"{show.size(size)} in {show.size(facts.stored)}, compressed and sealed"],
-            ["replaced", f"{show.files(count)} in {_speed(size, facts.replaced_s, count)}"],
+            ["replaced", f"{show.files(count)} in {_speed(size, facts.replaced_s, count)}, "
+             "a second of rest included"],
             ["moved", f"{show.size(facts.copied)} to two nodes, all receipts "
              f"{facts.copied_s:.1f} s after the last file was replaced"],
             ["freed", f"{show.size(facts.freed)}; {show.size(facts.stays)} of manifests stay"],
