@@ -76,7 +76,7 @@ def test_confirmed_words_leave_the_disk(new_node: NewNode) -> None:
 
 def test_init_with_yes_counts_as_confirmed(new_node: NewNode) -> None:
     node = new_node()
-    node.init()
+    node.ok("init", "--yes")
     assert not (node.home / "words.txt").exists()
 
 
@@ -281,6 +281,7 @@ def test_killed_again_and_again_nothing_is_lost(new_node: NewNode, tmp_path: Pat
         until(
             lambda stem=stem: (folder / f"{stem}.bin.f").exists(),  # type: ignore[misc]
             "work goes on",
+            tell=lambda: [node.call("status", paths=[str(folder)])["files"], names(folder)],
         )
     node.ok("add-folder", folder, "--yes", "--wait")
     node.ok("hydrate", folder)
