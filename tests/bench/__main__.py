@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -138,6 +139,8 @@ def main() -> int:
     parser.add_argument("--dir", help="where to work, on a disk (default: TMPDIR or /var/tmp)")
     parser.add_argument("--only", nargs="*", help="corpora: compressible random tree")
     args = parser.parse_args()
+    # An end by signal cleans up like any other; children end with the pipes that they write to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     contenders: dict[str, Run] = {"bare": _bare, "p2pstore": _node}
     for kind in tools.TOOLS:
         if kind.is_installed():
