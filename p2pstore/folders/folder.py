@@ -114,6 +114,7 @@ class Parts:
     room: Room
     me: NodeId
     trash_hold_s: float
+    trash_hold_short_s: float  # while there is no room for a batch
     volatile: str | None  # why nothing may be replaced on this store
     protected: Callable[[], None]  # something new became durable
 
@@ -760,11 +761,25 @@ class Folder:
     async def _empty_trash(self) -> None:
         """Let go what has waited long enough and is still what was put there."""
         root = self.root
-        now = self._parts.clock.wall() * 1000
         if root is None:
             return
-        due = [b for b in self._trash if b.since_ms + self._parts.trash_hold_s * 1000 <= now]
+        now = self._parts.clock.wall() * 1000
+        hold_s = self._parts.trash_hold_s
+        if self.waiting_for_room is not None:
+            hold_s = min(hold_s, self._parts.trash_hold_short_s)
+        await self._empty(root, [b for b in self._trash if b.since_ms + hold_s * 1000 <= now])
+
+    async def empty_trash(self) -> int:
+        """Let go now what may go, however short it lay there; how many files stay."""
+        if self.root is not None:
+            await self._empty(self.root, list(self._trash))
+        return sum(len(batch.body.items) for batch in self._trash)
+
+    async def _empty(self, root: Root, due: Sequence[Trashed]) -> None:
+        now = self._parts.clock.wall() * 1000
         for batch in due:
+            if batch not in self._trash:
+                continue
             self._trash.remove(batch)
             parts = self._parts
             left: Trashed | None = batch

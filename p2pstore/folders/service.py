@@ -526,7 +526,10 @@ class Folders:
 
         entries = await folder.in_thread(self._catalog.view, deleted)
         if not entries:
-            raise UsageError(f"{path} is not among the deleted files of {folder.path}.")
+            raise UsageError(
+                f"{path} is not among the deleted files of {folder.path}. "
+                "What was deleted just now is known after some seconds; try again."
+            )
         for entry in entries:
             name = entry.path + SUFFIX
             await folder.in_thread(write_placeholder, root, name, entry.manifest)

@@ -200,8 +200,8 @@ class Evictor:
                     return await self._evict(row, for_room)
                 except Busy as exc:
                     reason = str(exc) or reason
-        except P2PStoreError as exc:
-            log.info("Bundle %s stays here: %s", short(row.bundle_id), exc)
+        except (P2PStoreError, OSError) as exc:
+            log.warning("Bundle %s stays here: %s", short(row.bundle_id), exc)
             return [str(exc)]
         finally:
             self._running.discard(row.bundle_id)

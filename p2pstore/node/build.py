@@ -218,6 +218,7 @@ class Node:
                 room=self.room,
                 me=self.group.node_id,
                 trash_hold_s=self.config.trash_hold_s,
+                trash_hold_short_s=self.config.trash_hold_short_s,
                 volatile=self.volatile,
                 protected=self.maintenance.changed,
             ),

@@ -32,6 +32,7 @@ from p2pstore.errors import Busy, P2PStoreError, Unavailable, UsageError
 from p2pstore.folders import Folder
 from p2pstore.ids import BundleId, NodeId, short
 from p2pstore.node.build import Node
+from p2pstore.placement import Root
 from p2pstore.store import FileRow, State, copies, files, folders
 from p2pstore.syscalls import syncfs
 from p2pstore.threads import in_thread
@@ -70,6 +71,8 @@ async def leave(node: Node, to: str | None, progress: Progress) -> Json:
     counted = await in_thread(node.pool, node.catalog.view, _totals)
     watched = node.folders.all()
     for folder in watched:
+        # The originals in trash are back, or exported: what may go need not wait.
+        await folder.empty_trash()
         how = "hydrate" if to is None else "leave"
         await node.folders.remove(os.fspath(folder.path), how, progress)
     # Now that nothing is replaced any more: what came in while the rest was brought back.
@@ -79,6 +82,8 @@ async def leave(node: Node, to: str | None, progress: Progress) -> Json:
         reasons = await exporting.export(watched, (State.PLACEHOLDER,))
     if reasons:
         return _result(node, reasons, to)
+    for folder in watched if to is None else ():
+        await in_thread(node.pool, Root.unmark, folder.path)
     await _release_all(node, progress)
     return {**_result(node, [], to), "left": True, "files": counted[0], "bytes": counted[1]}
 

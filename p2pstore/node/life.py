@@ -24,7 +24,7 @@ import msgspec
 from p2pstore import config as settings
 from p2pstore import sdnotify
 from p2pstore.config import Config
-from p2pstore.errors import Busy, Unavailable, UsageError
+from p2pstore.errors import Busy, P2PStoreError, Unavailable, UsageError
 from p2pstore.home import Home
 from p2pstore.leases import LeaseKeeper
 from p2pstore.maintenance import Rebuilt
@@ -94,7 +94,13 @@ def run(config: Config, path: Path, frontend: MakeFrontend) -> int:
             found(home, config.name or default_name(), now=time.time(), random=os.urandom(32))
             log.warning("A new group. Its 24 words are in %s: write them on paper, then type", path)
             log.warning("    p2pstore words confirm")
-        asyncio.run(_Running(config, home, frontend).serve())
+        try:
+            asyncio.run(_Running(config, home, frontend).serve())
+        except P2PStoreError:
+            raise
+        except Exception:
+            log.exception("The node ended unexpectedly.")
+            raise
         return 0
 
 

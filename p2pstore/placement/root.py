@@ -52,6 +52,19 @@ class Root:
         sync_directory(path)
 
     @staticmethod
+    def unmark(path: Path) -> bool:
+        """Take our directory away when nothing lies in its trash any more; whether it went."""
+        own = path / os.fsdecode(OWN)
+        try:
+            for name in ("trash", "tmp"):
+                (own / name).rmdir()
+            (own / "folder").unlink()
+            own.rmdir()
+        except OSError:
+            return False
+        return True
+
+    @staticmethod
     def marker(path: Path) -> str | None:
         """The folder id in hex that stands in `path`'s marker; None without one."""
         try:

@@ -49,6 +49,7 @@ class Watched:
                 room=Room(),
                 me=node_id_of(GROUP),
                 trash_hold_s=trash_hold_s,
+                trash_hold_short_s=trash_hold_s,
                 volatile=None,
                 protected=lambda: None,
             ),
