@@ -90,12 +90,11 @@ def _tell_freed(shell: Shell, done: Mapping[str, Any], *, replaced: bool) -> int
         shell.result(f"{first}{freed} freed")
         return 0
     if len(waiting) == 1:
-        shell.result(f"{first}{freed} freed yet: they wait for {show.name(waiting[0]['reason'])}")
+        shell.result(f"{first}{freed} freed yet: {show.name(waiting[0]['reason'])}")
         return NOT_FREED
-    shell.result(f"{first}{freed} freed yet; the rest waits:")
+    shell.result(f"{first}{freed} freed yet; the rest stays:")
     rows = [
-        [f"  {show.size(one.get('bytes', 0))}", f"for {show.name(one.get('reason', ''))}"]
-        for one in waiting
+        [f"  {show.size(one.get('bytes', 0))}", show.name(one.get("reason", ""))] for one in waiting
     ]
     for line in show.table(rows, right=frozenset({0})):
         shell.result(line)

@@ -68,7 +68,7 @@ def test_free_up_that_waits_is_exit_5_with_the_reason(line, served):
     }
     ran = line("free-up", "/v")
     assert ran.code == 5
-    assert ran.out == "812 MB replaced; 0 B freed yet: they wait for 1 more holder\n"
+    assert ran.out == "812 MB replaced; 0 B freed yet: 1 more holder\n"
 
 
 def test_evict_lists_several_reasons(line, served):
@@ -79,7 +79,7 @@ def test_evict_lists_several_reasons(line, served):
     ran = line("evict")
     assert ran.code == 5
     assert ran.out == (
-        "1.0 kB freed yet; the rest waits:\n   5 B  for 1 more holder\n  70 B  for a proof\n"
+        "1.0 kB freed yet; the rest stays:\n   5 B  1 more holder\n  70 B  a proof\n"
     )
     assert served.asked("evict") == [{"paths": []}]
 
