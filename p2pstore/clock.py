@@ -8,15 +8,19 @@ from typing import Protocol
 
 class Clock(Protocol):
     def monotonic(self) -> float:
-        """Seconds from an arbitrary point; never goes back; stops at reboot."""
+        """Seconds from an arbitrary point; never goes back; goes on while the machine sleeps."""
 
     def wall(self) -> float:
         """Seconds since the epoch, as the system believes; may jump."""
 
 
+# A lock that another node promised does not wait while this machine sleeps.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", None)
+
+
 class SystemClock:
     def monotonic(self) -> float:
-        return time.monotonic()
+        return time.monotonic() if _STEADY is None else time.clock_gettime(_STEADY)
 
     def wall(self) -> float:
         return time.time()

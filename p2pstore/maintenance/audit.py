@@ -7,6 +7,7 @@ themselves; one wrong or missing block, and the copy does not count.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import sqlite3
@@ -48,7 +49,8 @@ class Auditor:
     async def confirm(self, holder: NodeId) -> int:
         """Ask the holder for proofs of its suspect copies; how many count again."""
         confirmed = 0
-        for row in self._catalog.view(partial(_suspects, holder)):
+        suspects = await asyncio.to_thread(self._catalog.view, partial(_suspects, holder))
+        for row in suspects:
             try:
                 good = await self._is_good(row, holder)
             except P2PStoreError as exc:
@@ -72,7 +74,8 @@ class Auditor:
     async def _known_blocks(self, row: BundleRow) -> list[BlockId]:
         """Blocks of the bundle, as the manifests of files that need it name them."""
         found: set[BlockId] = set()
-        for raw in self._catalog.view(partial(_manifests, row.id)):
+        manifests = await asyncio.to_thread(self._catalog.view, partial(_manifests, row.id))
+        for raw in manifests:
             wanted = await self._blocks_of(raw)
             found.update(w.block_id for w in wanted if w.ref.bundle_id == row.bundle_id)
             if len(found) >= SAMPLE:
