@@ -483,7 +483,8 @@ class Folder:
             return [
                 row
                 for row in files.walk(db, self.row, states=states)
-                if judge_anew or row.reason in RETRIED
+                # Without a reason: a crash came between protecting and replacing.
+                if judge_anew or not row.reason or row.reason in RETRIED
             ]
 
         now, wall = self._parts.clock.monotonic(), self._parts.clock.wall()

@@ -180,9 +180,11 @@ class Recovery:
             elif is_whole and placeholder is not None and self._opens(placeholder.raw):
                 items.append(self._discard(body.batch, item.path))
                 self._set(target, State.PROTECTED, original)
+                self._set_in_use(target)
                 continue
             elif original is not None and trashed is not None:
                 self._set(target, State.PROTECTED, original if is_whole else _UNSEEN)
+                self._set_in_use(target)
             if trashed is not None:
                 items.append(Item.of(item.path, trashed.identity))
         items.extend(self._half_exchanged(body))
@@ -257,9 +259,7 @@ class Recovery:
         if manifest.file_id != row.file_id or self._content_hash(path) != manifest.hash:
             return []
         self._set(path, State.PROTECTED, self._look(path))
-        # In work from now on: whoever asked for it must not see it vanish again at once.
-        now = int(self._clock.wall() * 1000)
-        self._catalog.write(lambda db: files.set_last_use(db, [row.id], now)).result()
+        self._set_in_use(path)
         return [self._discard(batch, path + SUFFIX)]
 
     def _is_same_in_place(self, batch: str, path: bytes) -> bool:
@@ -310,6 +310,12 @@ class Recovery:
             return
         change = (row.id, state, *found.identity)
         self._catalog.write(lambda db: files.set_on_disk(db, [change])).result()
+
+    def _set_in_use(self, path: bytes) -> None:
+        """In work from now on: whoever asked for it must not see it vanish again at once."""
+        row, now = self._row(path), int(self._clock.wall() * 1000)
+        if row is not None:
+            self._catalog.write(lambda db: files.set_last_use(db, [row.id], now)).result()
 
     def _look(self, path: bytes) -> _Found | None:
         """What lies there; None when nothing does. Any other failure stops the recovery."""
