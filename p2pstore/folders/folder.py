@@ -571,19 +571,33 @@ class Folder:
             lambda db: files.manifests(db, [row.id for row in rows.values()]),
         )
         restored = 0
-        for row in rows.values():
-            if row.id in raws:
-                name = row.path + SUFFIX
-                try:
-                    await self.in_thread(write_placeholder, root, name, raws[row.id])
-                except FileExistsError:
-                    continue
-                restored += 1
-        restored += await self.in_thread(self._undo_overwritten, root)
+        # Placeholders that come back are no change of somebody's: that would pause it again.
+        self.begin_ours(paths)
+        try:
+            for row in rows.values():
+                if row.id in raws:
+                    name = row.path + SUFFIX
+                    try:
+                        await self.in_thread(write_placeholder, root, name, raws[row.id])
+                    except FileExistsError:
+                        continue
+                    restored += 1
+            restored += await self.in_thread(self._undo_overwritten, root)
+            back = [row for row in rows.values() if row.id in raws]
+            await self.in_thread(self._put_on_record, root, back)
+        finally:
+            self.end_ours(paths)
         self.losses.forget()
         self.set_paused("")
         self.ask_rescan("undo")
         return restored
+
+    def _put_on_record(self, root: Root, rows: Sequence[FileRow]) -> None:
+        """The placeholders of these lie there again, as they are on the disk now."""
+        there = still(root, [row.path + SUFFIX for row in rows])
+        found = [(row.id, there[row.path + SUFFIX]) for row in rows if row.path + SUFFIX in there]
+        on_disk = [(number, State.PLACEHOLDER, *identity_of(seen)) for number, seen in found]
+        self._parts.catalog.write(lambda db: files.set_on_disk(db, on_disk)).result()
 
     def _undo_overwritten(self, root: Root) -> int:
         """Placeholders that hold something else now: that is kept beside, they come back."""
