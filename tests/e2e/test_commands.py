@@ -501,6 +501,7 @@ def test_a_mass_deletion_pauses_and_undo_brings_all_back(
     assert "25" in done.out
     assert names(folder) == sorted(f"{name}.f" for name in files)
     node.ok("hydrate", folder)
+    assert node.folder(folder)["paused"] is False
     assert {name: (folder / name).read_bytes() for name in files} == files
 
 
