@@ -160,6 +160,7 @@ class Folder:
         self._held: list[list[Claim]] = []  # leased a second longer, of each batch
         self._news = asyncio.Event()
         self._batches = 0
+        self._is_looking = False  # what was taken out of `waiting` is not in a batch yet
 
     # -- what others ask --------------------------------------------------------------------------
 
@@ -242,6 +243,8 @@ class Folder:
         """Everything present is replaced, or has a reason to stay."""
         return (
             self.scanned
+            and not self._is_looking
+            and not self._batches
             and self._rescan is None
             and not self._dirty
             and not self.in_flight
@@ -367,9 +370,11 @@ class Folder:
             if now >= next_scan:
                 self._rescan = self._rescan or "time"
                 next_scan = now + RESCAN_S * random.uniform(0.8, 1.2)
+            self._is_looking = True
             await self._look()
             await self._conclude_gone()
             await self._dispatch(group)
+            self._is_looking = False
             await self._empty_trash()
             self._news.clear()
             if (wait := self._look_later()) or not (self._dirty or self._rescan):
@@ -705,6 +710,13 @@ class Folder:
         self.waiting.defer(path, identity, IN_WORK, until=clock.monotonic() + left)
 
     async def _take(self, root: Root, batch: list[Candidate]) -> None:
+        try:
+            await self._take_batch(root, batch)
+        finally:
+            self._batches -= 1
+            self._news.set()
+
+    async def _take_batch(self, root: Root, batch: list[Candidate]) -> None:
         """One batch in a thread; its outcomes come back here."""
         candidates = {candidate.path: candidate for candidate in batch}
         try:
@@ -717,7 +729,6 @@ class Folder:
                 self.waiting.defer(candidate.path, candidate.identity, reason, until=until)
             return
         finally:
-            self._batches -= 1
             for path in candidates:
                 self.in_flight.pop(path, None)
             self._just_placed.append((self._parts.clock.monotonic(), frozenset(candidates)))

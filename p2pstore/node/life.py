@@ -36,6 +36,7 @@ from p2pstore.syscalls import raise_descriptor_limit
 
 log = logging.getLogger(__name__)
 
+MIN_DESCRIPTORS = 1024  # 512 for peers, store and watches, the rest for leased files
 STOP_S = 10.0  # SIGTERM ends safely within this
 RESTART_S = 0.3  # the answer to the command that caused it goes out first
 SWITCH_S = 0.001  # a lease must be given up within 50 ms, whatever Python threads are busy
@@ -77,7 +78,12 @@ def tune() -> None:
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*GARBAGE)
     gc.freeze()  # what was imported stays
-    raise_descriptor_limit()
+    limit = raise_descriptor_limit()
+    if limit < MIN_DESCRIPTORS:
+        raise UsageError(
+            f"Only {limit} files may be open at once, {MIN_DESCRIPTORS} are needed. "
+            f"Raise the limit: ulimit -n {10 * MIN_DESCRIPTORS}"
+        )
 
 
 def run(config: Config, path: Path, frontend: MakeFrontend) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterable
 
 import pytest
 
+from p2pstore.folders import folder as folder_module
 from p2pstore.placement import Root
 from p2pstore.store import State, blocks, files
+from p2pstore.watch import Seen
 from tests.faults.world import Oracle
 from tests.folders.conftest import Watched
 
@@ -285,3 +288,22 @@ async def test_closed_root_opens_nothing(watched: Watched) -> None:
     root.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         root.open(b"file", os.O_RDONLY)
+
+
+async def test_a_folder_is_never_called_settled_between_rest_and_batch(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken out of the waiting room and is not in a batch yet is on its way."""
+    claims: list[bool] = []
+    real = folder_module.still
+
+    def looked_at(root: Root, paths: Iterable[bytes]) -> dict[bytes, Seen]:
+        claims.append(watched.folder.is_settled())
+        return real(root, paths)
+
+    monkeypatch.setattr(folder_module, "still", looked_at)
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    assert claims
+    assert not any(claims)
