@@ -32,7 +32,7 @@ test: env
 	"$(PY)" -m ruff format --check .
 	"$(PY)" -m ruff check .
 	"$(PY)" -m mypy --strict p2pstore
-	"$(PY)" -m pytest -n $(JOBS) -q --durations=10 -rs $(PYTEST)
+	"$(PY)" -m pytest -n $(JOBS) --dist loadfile -q --durations=10 -rs $(PYTEST)
 
 .PHONY: format
 format: env

@@ -87,7 +87,7 @@ LOOKS_APART_S = 2.0  # while batches run: they make most of the hints
 LOOK_SHARE = 10  # ... and a large folder is not looked at for most of the time
 LOOKS_APART_MOST_S = 30.0
 RETRY_S = 5.0  # a file that somebody has open is tried again after this
-OWN_OPENS_S = 2.0  # for so long our own read-back of a new placeholder may be told of
+OWN_OPENS_S = 10.0  # opens of a batch are judged within this after it has ended
 LEASE_HOLD_S = 1.0  # a claim is kept this long after its rename (SAFETY, section 2)
 OPENS_AT_A_TIME = 500  # directories watched before other work of the loop gets its turn
 RESCAN_S = 600.0  # hints can be lost in silence
@@ -251,12 +251,14 @@ class Folder:
             and not self.waiting.active().files
         )
 
-    def is_opened_by_us(self, path: bytes) -> bool:
-        """Whether an open of this path's placeholder is our own: it is being made, or just was."""
+    def is_opened_by_us(self, path: bytes, heard: float) -> bool:
+        """Whether an open of this path's placeholder was our own: in the batch that made it."""
         now = self._parts.clock.monotonic()
         while self._just_placed and self._just_placed[0][0] < now - OWN_OPENS_S:
             self._just_placed.popleft()
-        return path in self.in_flight or any(path in paths for _, paths in self._just_placed)
+        return path in self.in_flight or any(
+            heard <= ended and path in paths for ended, paths in self._just_placed
+        )
 
     def forcing(self) -> bool:
         """Something that was to be replaced now has not been judged yet."""
@@ -731,6 +733,7 @@ class Folder:
         finally:
             for path in candidates:
                 self.in_flight.pop(path, None)
+            self._parts.opens.catch_up()  # what was opened until now, we opened
             self._just_placed.append((self._parts.clock.monotonic(), frozenset(candidates)))
             self.end_ours(candidates)
         self._hold(taken)

@@ -49,19 +49,19 @@ class Opening:
                     group.create_task(self._bring(path))
 
     async def _listen(self) -> None:
-        async for root, path in self._watcher:
+        async for root, path, heard in self._watcher:
             # Our own opens come by the thousand: they are told apart before anything is looked up.
-            if path.endswith(SUFFIX) and self._is_somebodys(root, path):
+            if path.endswith(SUFFIX) and self._is_somebodys(root, path, heard):
                 self.gate.seen(os.fsencode(root) + b"/" + path, self._clock.monotonic())
                 self._heard.set()
 
-    def _is_somebodys(self, root: Path, path: bytes) -> bool:
+    def _is_somebodys(self, root: Path, path: bytes, heard: float) -> bool:
         """A placeholder of ours was opened, and not by us while we make it or bring it back."""
         whole = os.fsencode(root) + b"/" + path
         if self._folders.is_landing(whole):
             return False
         folder = self._folders.rooted(root)
-        if folder is None or folder.is_opened_by_us(path.removesuffix(SUFFIX)):
+        if folder is None or folder.is_opened_by_us(path.removesuffix(SUFFIX), heard):
             return False
         return self._row(whole) is not None
 

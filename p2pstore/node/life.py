@@ -36,7 +36,7 @@ from p2pstore.syscalls import raise_descriptor_limit
 
 log = logging.getLogger(__name__)
 
-MIN_DESCRIPTORS = 1024  # 512 for peers, store and watches, the rest for leased files
+MIN_DESCRIPTORS = 640  # 512 for peers, store and watches, the rest for leased files
 STOP_S = 10.0  # SIGTERM ends safely within this
 RESTART_S = 0.3  # the answer to the command that caused it goes out first
 SWITCH_S = 0.001  # a lease must be given up within 50 ms, whatever Python threads are busy
@@ -82,7 +82,7 @@ def tune() -> None:
     if limit < MIN_DESCRIPTORS:
         raise UsageError(
             f"Only {limit} files may be open at once, {MIN_DESCRIPTORS} are needed. "
-            f"Raise the limit: ulimit -n {10 * MIN_DESCRIPTORS}"
+            "Raise the limit: ulimit -n 4096"
         )
 
 

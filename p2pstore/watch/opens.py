@@ -49,10 +49,11 @@ DRAIN_BYTES = 64 << 10  # of events read before other work of the loop gets its 
 class Opened(NamedTuple):
     root: Path
     path: bytes  # relative to the root
+    heard: float  # on the monotonic clock
 
 
 class OpenWatcher:
-    """`async with OpenWatcher() as watcher: async for root, path in watcher: ...`
+    """`async with OpenWatcher() as watcher: async for opened in watcher: ...`
 
     One reader at a time; it ends when the watcher is closed. A reader that is cancelled loses
     nothing. `dropped` counts opens that were lost because nobody read them in time.
@@ -82,6 +83,7 @@ class OpenWatcher:
             raise Unavailable(
                 "No more watches can be made; raise fs.inotify.max_user_instances."
             ) from exc
+        os.set_blocking(self._inotify.fd, False)  # `catch_up` asks for more than there may be
         asyncio.get_running_loop().add_reader(self._inotify.fd, self._drain)
 
     async def close(self) -> None:
@@ -201,20 +203,27 @@ class OpenWatcher:
 
     # --- events --------------------------------------------------------------------------------
 
-    def _drain(self) -> None:
+    def catch_up(self) -> None:
+        """Hear now what the kernel has to tell so far: later opens get a later time."""
+        while self._drain():
+            pass
+
+    def _drain(self) -> bool:
+        """Whether there may be more."""
         # Read and taken apart here: the package makes four objects of each event, 40 us, and a
         # batch of our own opens thousands of files.
         if self._inotify is None:
-            return
+            return False
         try:
             raw = os.read(self._inotify.fd, DRAIN_BYTES)
         except BlockingIOError:
-            return
+            return False
         at = 0
         while at < len(raw):
             wd, mask, _, length = _EVENT.unpack_from(raw, at)
             at += _EVENT.size + length
             self._handle(wd, mask, raw[at - length : at].rstrip(b"\0"))
+        return True
 
     def _handle(self, wd: int, mask: int, name: bytes) -> None:
         if mask & _Q_OVERFLOW:
@@ -244,7 +253,7 @@ class OpenWatcher:
         if len(self._waiting) >= MOST_WAITING:
             self.dropped += 1
             return
-        self._waiting.append(Opened(root, path))
+        self._waiting.append(Opened(root, path, self._clock.monotonic()))
         self._news.set()
 
 

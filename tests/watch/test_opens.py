@@ -89,7 +89,8 @@ async def test_two_roots_are_told_apart(watcher: OpenWatcher, tmp_path: Path) ->
     touch(tmp_path / "two" / "a.f")
     touch(tmp_path / "one" / "a.f")
     async with asyncio.timeout(10):
-        assert [await anext(watcher), await anext(watcher)] == [
+        opened = [await anext(watcher), await anext(watcher)]
+        assert [(one.root, one.path) for one in opened] == [
             (tmp_path / "two", b"a.f"),
             (tmp_path / "one", b"a.f"),
         ]
