@@ -40,11 +40,13 @@ class Rules:
     wall: float
 
 
-def judge(
-    seen: Seen, row: FileRow | None, rules: Rules, *, forced: bool
-) -> Candidate | FileRow | Stays:
-    """Take it, record that it is skipped (a row), or leave it; `forced` overrides `keep` only."""
-    settings = rules.settings
+def treat(
+    seen: Seen,
+    settings: FolderSettings,
+    repositories: Collection[bytes],
+    siblings: Mapping[bytes, set[bytes]],
+) -> tuple[Treatment, str]:
+    """Policy's class of an entry, from what a scan of its folder saw."""
     entity = Entity(
         path=seen.path,
         mode=seen.mode,
@@ -53,13 +55,21 @@ def judge(
         size=seen.size,
         mtime_ns=seen.mtime_ns,
     )
-    treatment, reason = classify(
+    return classify(
         entity,
         settings,
         our_uid=os.geteuid(),
-        in_repository=is_in_repository(seen.path, rules.repositories),
-        siblings=rules.siblings.get(seen.path.rpartition(b"/")[0], frozenset()),
+        in_repository=is_in_repository(seen.path, repositories),
+        siblings=siblings.get(seen.path.rpartition(b"/")[0], frozenset()),
     )
+
+
+def judge(
+    seen: Seen, row: FileRow | None, rules: Rules, *, forced: bool
+) -> Candidate | FileRow | Stays:
+    """Take it, record that it is skipped (a row), or leave it; `forced` overrides `keep` only."""
+    settings = rules.settings
+    treatment, reason = treat(seen, settings, rules.repositories, rules.siblings)
     if treatment is Treatment.SKIP:
         return plain_row(rules.folder, seen, State.SKIPPED, reason)
     replace = treatment is Treatment.REPLACE

@@ -23,11 +23,12 @@ from p2pstore.errors import NoRoom, NotRunning, P2PStoreError, Unavailable, Usag
 from p2pstore.folders.bringing import Bringing, Brought, Placeholder
 from p2pstore.folders.emptying import clean_up
 from p2pstore.folders.folder import Folder, Parts
-from p2pstore.folders.reconcile import disk_name, is_in_repository
+from p2pstore.folders.judging import treat
+from p2pstore.folders.reconcile import disk_name
 from p2pstore.home import Home, WatchedFolder
 from p2pstore.ids import FolderId
 from p2pstore.placement import OWN, SUFFIX, Root, write_placeholder
-from p2pstore.policy import Entity, Treatment, classify, marks_repository, refuse_folder
+from p2pstore.policy import Treatment, marks_repository, refuse_folder
 from p2pstore.store import Catalog, FileRow, State, files, folders
 from p2pstore.watch import Seen, Unread, scan
 
@@ -578,21 +579,7 @@ def _preview(path: Path, settings: FolderSettings) -> Preview:
     for seen in seen_all:
         if stat_module.S_ISDIR(seen.mode):
             continue
-        entity = Entity(
-            path=seen.path,
-            mode=seen.mode,
-            nlink=seen.nlink,
-            uid=seen.uid,
-            size=seen.size,
-            mtime_ns=seen.mtime_ns,
-        )
-        treatment, reason = classify(
-            entity,
-            settings,
-            our_uid=os.geteuid(),
-            in_repository=is_in_repository(seen.path, repositories),
-            siblings=siblings.get(seen.path.rpartition(b"/")[0], frozenset()),
-        )
+        treatment, reason = treat(seen, settings, repositories, siblings)
         preview.files += 1
         preview.bytes += seen.size
         preview.add(treatment, reason, seen.size)
