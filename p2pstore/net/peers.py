@@ -14,10 +14,11 @@ from pathlib import Path
 
 import msgspec
 
+from p2pstore.durable import replace_file
 from p2pstore.errors import P2PStoreError
 from p2pstore.ids import NodeId, PublicKey, short
 from p2pstore.net.link import STRANGER, Address, Link
-from p2pstore.wire import MAX_ADDRESSES, verify_record
+from p2pstore.wire import verify_record
 
 log = logging.getLogger(__name__)
 
@@ -156,23 +157,7 @@ class PeerBook:
         if self._path is None or not self.is_changed:
             return
         self.is_changed = False
-        write_atomically(self._path, self.encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Bytes, fsync, rename, fsync of the directory: the name holds the old or the new content."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        replace_file(self._path, self.encode())
 
 
 def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
