@@ -18,7 +18,7 @@ from p2pstore.durable import replace_file
 from p2pstore.errors import P2PStoreError
 from p2pstore.ids import NodeId, PublicKey, short
 from p2pstore.net.link import STRANGER, Address, Link
-from p2pstore.wire import verify_record
+from p2pstore.wire import MAX_ADDRESSES, verify_record
 
 log = logging.getLogger(__name__)
 
