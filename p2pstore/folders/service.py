@@ -28,7 +28,7 @@ from p2pstore.folders.reconcile import disk_name
 from p2pstore.home import Home, WatchedFolder
 from p2pstore.ids import FolderId
 from p2pstore.placement import OWN, SUFFIX, Root, write_placeholder
-from p2pstore.policy import Treatment, marks_repository, refuse_folder
+from p2pstore.policy import Treatment, marks_repository, refuse_folder, room_for_batch
 from p2pstore.store import Catalog, FileRow, State, files, folders
 from p2pstore.watch import Seen, Unread, scan
 
@@ -78,7 +78,8 @@ class DiskRoom:
 
     def lacks(self, root: Root, incoming: int) -> str | None:
         """A batch begins only when twice its size fits (SAFETY, section 6)."""
-        if self.free(self._home) < 2 * incoming:
+        _, free, keep_free = self.measures()
+        if not room_for_batch(incoming, free, keep_free):
             return f"the store's disk has less room than {2 * incoming} bytes above keep-free"
         if self.free(root.fd) < 0:
             return "the folder's disk is within keep-free"

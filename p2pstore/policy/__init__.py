@@ -1,7 +1,7 @@
 """What we decide, and nothing of how it is done: pure functions of facts and `now`."""
 
 from p2pstore.policy.access import Ask, Need, may, need
-from p2pstore.policy.admission import admit_put, may_drop_held, room_for_batch, why_no_lock
+from p2pstore.policy.admission import admit_put, room_for_batch
 from p2pstore.policy.classes import (
     Entity,
     Treatment,
@@ -19,7 +19,6 @@ from p2pstore.policy.copies import (
     counted_holders,
     eligible,
     is_counted,
-    state_words,
     target,
 )
 from p2pstore.policy.evict import (
@@ -60,12 +59,9 @@ __all__ = [
     "is_own",
     "marks_repository",
     "may",
-    "may_drop_held",
     "need",
     "refuse_folder",
     "room_for_batch",
-    "state_words",
     "target",
-    "why_no_lock",
     "why_not",
 ]

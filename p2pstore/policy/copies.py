@@ -82,11 +82,3 @@ def eligible(candidates: Iterable[Candidate], now: float) -> int:
 def target(wanted: int, min_copies: int, eligible_holders: int) -> int:
     """How many copies to aim for: all that can be had up to `wanted`, never below `min_copies`."""
     return max(min_copies, min(wanted, eligible_holders))
-
-
-def state_words(copies: int, min_copies: int = 2) -> str:
-    """The one way in which copies are told to people."""
-    if copies <= 0:
-        return "this device only"
-    others = "1 other" if copies == 1 else f"{copies} others"
-    return f"safe on {others}" if copies >= min_copies else f"on {others}"

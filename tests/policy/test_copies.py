@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +10,6 @@ from p2pstore.policy import (
     counted,
     counted_holders,
     eligible,
-    state_words,
     target,
 )
 
@@ -88,18 +86,3 @@ def test_the_target_is_what_can_be_had_between_the_limits(
     aim = target(wanted, min_copies, holders)
     assert min_copies <= aim <= max(wanted, min_copies)
     assert target(4, 2, 3) == 3
-
-
-@pytest.mark.parametrize(
-    ("copies", "min_copies", "words"),
-    [
-        (0, 2, "this device only"),
-        (1, 2, "on 1 other"),
-        (1, 1, "safe on 1 other"),
-        (2, 2, "safe on 2 others"),
-        (2, 3, "on 2 others"),
-        (5, 2, "safe on 5 others"),
-    ],
-)
-def test_copies_in_words(copies: int, min_copies: int, words: str) -> None:
-    assert state_words(copies, min_copies) == words
