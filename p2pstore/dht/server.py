@@ -17,7 +17,7 @@ from p2pstore.dht.address import Address
 from p2pstore.dht.crawl import Crawl
 from p2pstore.dht.datagram import Ping
 from p2pstore.dht.protocol import SignedProtocol
-from p2pstore.errors import PortInUse
+from p2pstore.errors import LocalProtocolError, PortInUse
 from p2pstore.ids import NodeId
 
 Endpoint = Callable[[Callable[[], Any], str, int], Awaitable[tuple[Any, Any]]]
@@ -67,7 +67,8 @@ class DhtServer(Server):  # type: ignore[misc]  # the package has no types
             self.protocol.give_up()
 
     def refresh_table(self, interval: float = 3600) -> None:
-        raise NotImplementedError("`upkeep` does this, in a task that somebody owns")
+        # The package would start it as a task without an owner: whoever calls it has a bug.
+        raise LocalProtocolError("`upkeep` refreshes the table, in a task that somebody owns")
 
     async def bootstrap(self, addrs: Sequence[Address]) -> int:
         """Meet who lives there, look for ourselves, then into the far buckets; contacts known."""

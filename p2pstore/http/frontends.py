@@ -95,6 +95,7 @@ class Frontends:
         # asyncio forgets, and leaves open, a connection that it has just accepted when its server
         # closes: so accept no more first, close some turns later, and let transports end.
         for listener in self._listeners:
+            # A loop without readers, or a listener that is closed already, accepts no more anyway.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 asyncio.get_running_loop().remove_reader(listener)
         self._listeners.clear()
