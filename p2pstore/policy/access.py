@@ -19,10 +19,12 @@ class Ask(StrEnum):
     HAVE = "have"
     CHALLENGE = "challenge"
     LOCK = "lock"
+    RENEW = "renew"
     RELEASE = "release"  # and live maps: the opener of the bundle or an admin only
     HOLDINGS = "holdings"
     PUT = "put"
     HEADS = "heads"
+    MOVE = "move"  # the one question that a holder asks the owner
 
 
 class Need(Enum):
@@ -32,18 +34,28 @@ class Need(Enum):
     INVITATION = "with a live invitation's secret"
     OWN_GROUP = "for bundles of the asker's own group"
     TOKEN = "with a grant's token, for the blocks of that grant"
+    HOLDER = "for bundles of our group that the asker holds"
     OFFER = "within what is offered to the asker's group"
     NEVER = "never"
 
 
 _ALWAYS = {Ask.HELLO: Need.NOTHING, Ask.PING: Need.NOTHING, Ask.PEERS: Need.NOTHING}
 _ALWAYS |= {Ask.JOIN: Need.INVITATION}
-_OF_OWN_GROUP = (Ask.GET, Ask.HAVE, Ask.CHALLENGE, Ask.LOCK, Ask.RELEASE, Ask.HOLDINGS)
+_OF_OWN_GROUP = (
+    Ask.GET,
+    Ask.HAVE,
+    Ask.CHALLENGE,
+    Ask.LOCK,
+    Ask.RENEW,
+    Ask.RELEASE,
+    Ask.HOLDINGS,
+)
 _RELATED = {
     **_ALWAYS,
     **dict.fromkeys(_OF_OWN_GROUP, Need.OWN_GROUP),
     Ask.PUT: Need.OFFER,
     Ask.HEADS: Need.NOTHING,
+    Ask.MOVE: Need.HOLDER,
 }
 _TABLE = {
     "admin": _RELATED,

@@ -16,7 +16,8 @@ messages of the asker inside one exchange:
     PUT + payload -> PUT_READY, then PUT_BLOCK + payload, any number and unanswered,
         PUT_END -> RECEIPT
     CHALLENGE -> PROOF | STALE              LOCK -> LOCKED | STALE
-    UNLOCK, RELEASE -> OK                   LIVE_MAP_UPDATE -> OK | STALE
+    UNLOCK, RELEASE, MOVE -> OK             LIVE_MAP_UPDATE -> OK | STALE
+    RENEW -> RENEWED
 
 FAIL may answer any request. HELLO is the first frame of each side and never comes again.
 """
@@ -348,14 +349,48 @@ class Bulk(Message, frozen=True, tag=35):
     """The message itself is the payload: one of `BULKY` that is longer than a control frame."""
 
 
+class Renew(Message, frozen=True, tag=36):
+    """Keep these bundles for `lease_s` seconds from now: all that one owner has here, in bulk.
+
+    A lease is only ever made longer. Any device of the group may ask.
+    """
+
+    bundles: Annotated[tuple[BundleId, ...], Meta(max_length=MAX_WANTED)]
+    lease_s: LeaseSeconds
+
+
+class Renewed(Message, frozen=True, tag=37):
+    """Each bundle with a seq is promised for at least `seconds` from now. Sent once that is durable.
+
+    `seqs` are the seqs of the live maps here, in the order of the question; None for a bundle that
+    is not held, was released, or is just being removed: nothing is promised of it.
+    """
+
+    seconds: LeaseSeconds
+    seqs: Annotated[tuple[Seq | None, ...], Meta(max_length=MAX_WANTED)]
+
+
+class Move(Message, frozen=True, tag=38):
+    """From a holder to a device of the owner's group: give these to others, then RELEASE them.
+
+    No `bundles` means all that the asker holds of that group, which "leaving" always does; "room"
+    names those that it would like to be rid of first. OK: it was noted, and is done in its own time;
+    until the RELEASE the holder keeps and serves them. A holder that no longer leaves says so with
+    "staying", and counts again as before.
+    """
+
+    bundles: Annotated[tuple[BundleId, ...], Meta(max_length=MAX_WANTED)]
+    why: Literal["leaving", "room", "staying"]
+
+
 Request_: TypeAlias = (
     Ping | GetPeers | Join | GetHeads | PutHeads | Get | Have | Put | Challenge | Lock | Unlock
-    | Release | LiveMapUpdate | Holdings
+    | Release | LiveMapUpdate | Holdings | Renew | Move
 )  # fmt: skip
 More: TypeAlias = PutBlock | PutEnd | Join
 Reply: TypeAlias = (
     Pong | Peers | JoinNonce | Welcome | Heads | HeadsKept | BlockReply | GetDone | HaveReply
-    | PutReady | Receipt | Proof | Stale | Locked | Ok | HoldingsPage | Fail
+    | PutReady | Receipt | Proof | Stale | Locked | Ok | HoldingsPage | Fail | Renewed
 )  # fmt: skip
 BULKY: TypeAlias = Heads | PutHeads | Welcome
 

@@ -60,6 +60,9 @@ SAMPLES: tuple[m.Message, ...] = (
     m.HoldingsPage((m.Holding(BUNDLE, TAG, 1, KEY, 2, 3, 4),), True),
     m.Fail("no-room", "The offer is used up."),
     m.Bulk(),
+    m.Renew((BUNDLE,), 15_552_000),
+    m.Renewed(15_552_000, (None, 7)),
+    m.Move((BUNDLE,), "leaving"),
 )
 
 
@@ -97,6 +100,11 @@ def test_fields_that_we_do_not_know_are_skipped() -> None:
         [1, "", [1], b"K" * 32],
         [1, "main", [], b"K" * 32],
         [32, b"G" * 32, None, m.MAX_HOLDINGS + 1],
+        [36, [b"B" * 32] * (MAX_WANTED + 1), 1],
+        [36, [b"B" * 32], m.MAX_LEASE_S + 1],
+        [37, 1, [-1]],
+        [38, [b"B" * 32] * (MAX_WANTED + 1), "room"],
+        [38, [], "bored"],
     ],
 )
 def test_values_beyond_their_limits_are_refused(raw: list[object]) -> None:
@@ -110,6 +118,9 @@ def test_longest_lists_fit_a_control_frame() -> None:
     longest = (
         m.GetDone(blocks),
         m.Have((TAG,) * MAX_WANTED, (BUNDLE,) * MAX_WANTED),
+        m.Renew((BUNDLE,) * MAX_WANTED, m.MAX_LEASE_S),
+        m.Renewed(m.MAX_LEASE_S, (2**53,) * MAX_WANTED),
+        m.Move((BUNDLE,) * MAX_WANTED, "leaving"),
         m.HoldingsPage((holding,) * m.MAX_HOLDINGS, True),
         m.Peers((b"r" * 1000,) * m.MAX_PEERS),
         m.Put(
