@@ -360,7 +360,7 @@ class Renew(Message, frozen=True, tag=36):
 
 
 class Renewed(Message, frozen=True, tag=37):
-    """Each bundle with a seq is promised for at least `seconds` from now. Sent once that is durable.
+    """Each bundle with a seq is promised for at least `seconds` from now, durably.
 
     `seqs` are the seqs of the live maps here, in the order of the question; None for a bundle that
     is not held, was released, or is just being removed: nothing is promised of it.
@@ -374,9 +374,9 @@ class Move(Message, frozen=True, tag=38):
     """From a holder to a device of the owner's group: give these to others, then RELEASE them.
 
     No `bundles` means all that the asker holds of that group, which "leaving" always does; "room"
-    names those that it would like to be rid of first. OK: it was noted, and is done in its own time;
-    until the RELEASE the holder keeps and serves them. A holder that no longer leaves says so with
-    "staying", and counts again as before.
+    names those that it would like to be rid of first. OK: it was noted, and is done in its own
+    time; until the RELEASE the holder keeps and serves them. A holder that no longer leaves says
+    so with "staying", and counts again as before.
     """
 
     bundles: Annotated[tuple[BundleId, ...], Meta(max_length=MAX_WANTED)]
