@@ -21,6 +21,10 @@ versions share all but a few chunks. It is read and written as a stream.
     SignedHead = [payload: Head encoded, signer (32), chain, signature (64)]
                  context "p2pstore 2026 head"; the signer is the device itself
 
+The index's manifest says in one extended attribute, "user.p2pstore.folder", how the folder was
+kept, so that a recovery makes it again at its place: FolderNote = [path, settings], at most 900
+bytes encoded (it stays inline then); settings that are too long are left out, then the path.
+
 Heads of one device and folder are ordered by (incarnation, seq). The incarnation is raised at
 each rebuild, so that a device that lost its count never writes an older head than others know.
 
@@ -46,7 +50,7 @@ from p2pstore.content.codec import (
     sign,
     verify,
 )
-from p2pstore.content.filemeta import MAX_PATH, safe_path
+from p2pstore.content.filemeta import MAX_PATH, FileMeta, Xattrs, safe_path
 from p2pstore.content.manifest import MAX_READ
 from p2pstore.content.version import VersionVector, check_version, sorted_version
 from p2pstore.errors import FormatError, IntegrityError, LocalProtocolError
@@ -55,6 +59,9 @@ from p2pstore.ids import Bytes64, FileId, FolderId, NodeId, PublicKey, node_id_o
 INDEX_MAGIC = b"p2pstore index 1\n"
 MAX_LINE = 16 * 1024
 MAX_SIGNED_HEAD = MAX_READ + MAX_CHAIN + 512
+
+MAX_NOTE = 900
+NOTE_NAME = b"user.p2pstore.folder"
 
 HEAD_CONTEXT = b"p2pstore 2026 head"
 
@@ -92,9 +99,33 @@ class SignedHead(msgspec.Struct, frozen=True, array_like=True):
     signature: Bytes64
 
 
+class FolderNote(msgspec.Struct, frozen=True, array_like=True):
+    """Where the folder was, absolute, and its settings as their owner encodes them (config)."""
+
+    path: Annotated[bytes, msgspec.Meta(max_length=MAX_PATH)] = b""
+    settings: Annotated[bytes, msgspec.Meta(max_length=MAX_NOTE)] = b""
+
+
 _LINE = msgspec.msgpack.Decoder(IndexLine)
 _HEAD = msgspec.msgpack.Decoder(Head)
+_NOTE = msgspec.msgpack.Decoder(FolderNote)
 _SIGNED = msgspec.msgpack.Decoder(SignedHead)
+
+
+def note_xattrs(path: bytes, settings: bytes) -> Xattrs:
+    """The attribute for the index's manifest; nothing when not even the path fits."""
+    for note in (FolderNote(path, settings), FolderNote(path)):
+        if len(raw := encode(note)) <= MAX_NOTE:
+            return ((NOTE_NAME, raw),)
+    return ()
+
+
+def note_of(meta: FileMeta) -> FolderNote:
+    """What the index's manifest says of its folder; empty when it says nothing. FormatError."""
+    for name, raw in meta.xattrs:
+        if name == NOTE_NAME:
+            return decode(_NOTE, raw, MAX_NOTE, "a folder's note")
+    return FolderNote()
 
 
 def check_line(line: IndexLine) -> None:

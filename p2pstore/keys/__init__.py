@@ -16,9 +16,9 @@ from p2pstore.keys.certificate import (
     verify_chain,
 )
 from p2pstore.keys.derive import group_signing_key, recovery_key, recovery_tag
-from p2pstore.keys.group import GroupState, create_group, merge, newer
+from p2pstore.keys.group import GroupState, create_group, merge, newer, recovery_chain
 from p2pstore.keys.part import MAX_STATE, EpochSecret, GroupSecrets
-from p2pstore.keys.words import WORD_COUNT, fingerprint, new_root, root_of, words_of
+from p2pstore.keys.words import WORD_COUNT, amend, fingerprint, new_root, root_of, words_of
 
 __all__ = [
     "MAX_CHAIN",
@@ -30,6 +30,7 @@ __all__ = [
     "GroupState",
     "Revocation",
     "Role",
+    "amend",
     "create_group",
     "encode_chain",
     "fingerprint",
@@ -39,6 +40,7 @@ __all__ = [
     "new_root",
     "newer",
     "public_key_of",
+    "recovery_chain",
     "recovery_key",
     "recovery_tag",
     "root_of",

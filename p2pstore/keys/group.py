@@ -418,6 +418,16 @@ def _founding_chains(
     return encode_chain([upper]), encode_chain([upper, lower])
 
 
+def recovery_chain(
+    root: bytes, *, device: SigningKey, admin: SigningKey, name: str, now_ms: int
+) -> bytes:
+    """What a recovering device shows to holders before it has the group's state: the words made it.
+
+    `recovered` with the same arguments writes the same certificates into the next state.
+    """
+    return _founding_chains(group_signing_key(root), device, admin, name, now_ms)[1]
+
+
 def create_group(
     root: bytes,
     *,

@@ -11,8 +11,11 @@ same list of words. They are no secret.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import itertools
 import re
 import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from blake3 import blake3
@@ -57,10 +60,7 @@ def root_of(words: str) -> bytes:
 
     Numbers of a list (`1.`, `2)`) between the words are ignored: people copy them along.
     """
-    if len(words) > MAX_TEXT:
-        raise UsageError(f"That is too long; {WORD_COUNT} words are needed.")
-    text = unicodedata.normalize("NFKD", words).lower()
-    given = [word for word in re.split(r"[\s,;]+", text) if word and not _is_number(word)]
+    given = _split(words)
     for place, word in enumerate(given, start=1):
         if word not in _places():
             raise UsageError(_wrong_word(place, word))
@@ -74,6 +74,55 @@ def root_of(words: str) -> bytes:
             f"Each of the {WORD_COUNT} words exists, but they do not belong together: "
             "one of them is wrong, or two are swapped."
         ) from exc
+
+
+def amend(words: str, is_right: Callable[[bytes], bool]) -> str | None:
+    """What is wrong with words that `root_of` refused, or that are those of another group.
+
+    Tries each word replaced, any two swapped, and, of 23, one put in anywhere; `is_right` says
+    whether a root is the one that is looked for. One sentence, or None when no single mistake
+    explains it. Takes about a tenth of a second: of the 50,000 trials the checksum leaves 200.
+    """
+    given = _split(words)
+    if any(word not in _places() for word in given):
+        return None
+    places = [_places()[word] for word in given]
+    for sentence, trial in _trials(places):
+        root = _entropy(trial)
+        if root is not None and is_right(root):
+            return sentence
+    return None
+
+
+def _trials(places: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
+    known = _list()
+    if len(places) == WORD_COUNT:
+        for a, b in itertools.combinations(range(WORD_COUNT), 2):
+            trial = list(places)
+            trial[a], trial[b] = trial[b], trial[a]
+            yield f"Words {a + 1} and {b + 1} are swapped.", trial
+        for at, word in itertools.product(range(WORD_COUNT), range(len(known))):
+            trial = [*places[:at], word, *places[at + 1 :]]
+            yield f"Word {at + 1}, {known[places[at]]!r}, must be {known[word]!r}.", trial
+    elif len(places) == WORD_COUNT - 1:
+        for at, word in itertools.product(range(WORD_COUNT), range(len(known))):
+            yield f"Word {at + 1} is missing: {known[word]!r}.", [*places[:at], word, *places[at:]]
+
+
+def _entropy(places: Sequence[int]) -> bytes | None:
+    """The root of 24 places in the list; None when the checksum says no."""
+    number = 0
+    for place in places:
+        number = number << 11 | place
+    root = (number >> 8).to_bytes(ROOT_SIZE, "big")
+    return root if hashlib.sha256(root).digest()[0] == number & 0xFF else None
+
+
+def _split(words: str) -> list[str]:
+    if len(words) > MAX_TEXT:
+        raise UsageError(f"That is too long; {WORD_COUNT} words are needed.")
+    text = unicodedata.normalize("NFKD", words).lower()
+    return [word for word in re.split(r"[\s,;]+", text) if word and not _is_number(word)]
 
 
 def _is_number(word: str) -> bool:

@@ -26,6 +26,7 @@ from p2pstore.content import (
     IndexLine,
     encode_head,
     encode_lines,
+    note_xattrs,
     sign_head,
 )
 from p2pstore.errors import Unavailable
@@ -69,7 +70,7 @@ class _Noted(msgspec.Struct, frozen=True, array_like=True):
 
     incarnation: int
     seq: int
-    hash: bytes
+    hash: bytes  # of its lines and of what it says of the folder
     bundles: tuple[int, ...]  # rows
 
     @property
@@ -146,13 +147,16 @@ class IndexWriter:
     ) -> Protected | None:
         """The index as a protected file; None when it is the one that the last head names."""
         now = int(self._clock.wall() * 1000)
-        intake = Intake(os.fsencode(folder.name or "folder"), fd, os.fstat(fd))
+        note = note_xattrs(folder.path, folder.settings)
+        name = os.fsencode(folder.name or "folder")
+        intake = Intake(name, fd, os.fstat(fd), xattrs=note)
         root, key = index_root(folder.folder_id), f"index:{folder.folder_id.hex()}"
         noted = self._noted(key)
         # Noted is what was written; it was published only when the last head has its number.
         is_published = noted is not None and last is not None and noted.order == last
         is_counted_anew = last is not None and order.incarnation != last.incarnation
-        if noted is not None and is_published and not is_counted_anew and noted.hash == _hash(fd):
+        said = _hash(fd, note)
+        if noted is not None and is_published and not is_counted_anew and noted.hash == said:
             return None
 
         def record(
@@ -167,8 +171,8 @@ class IndexWriter:
                     left = before.difference(noted.bundles, numbers)
                     blocks.add_root(db, superseded_root(folder.folder_id, now), left)
                 blocks.add_root(db, root, numbers)
-                note = _Noted(*order, protected.hash, numbers)
-                folders.kv_set(db, key, msgspec.msgpack.encode(note))
+                written = _Noted(*order, said, numbers)
+                folders.kv_set(db, key, msgspec.msgpack.encode(written))
 
         intent = self._catalog.write(
             lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now)
@@ -236,8 +240,8 @@ def _line(row: FileRow) -> IndexLine | None:
     )
 
 
-def _hash(fd: int) -> bytes:
-    hasher, offset = blake3(), 0
+def _hash(fd: int, note: Sequence[tuple[bytes, bytes]]) -> bytes:
+    hasher, offset = blake3(msgspec.msgpack.encode(note)), 0
     while piece := os.pread(fd, 1 << 20, offset):
         hasher.update(piece)
         offset += len(piece)

@@ -12,6 +12,7 @@ from nacl.signing import SigningKey
 from p2pstore.content import (
     BundleRef,
     Entry,
+    FileMeta,
     Head,
     IndexLine,
     decode_head,
@@ -19,6 +20,8 @@ from p2pstore.content import (
     encode_head,
     encode_lines,
     head_order,
+    note_of,
+    note_xattrs,
     sign_head,
     verify_head,
 )
@@ -205,3 +208,31 @@ def test_golden_heads(device: SigningKey, vectors: Callable[[str], list[dict[str
         head = verify_head(decode_head(raw))
         assert list(head_order(head)) == vector["order"]
         assert encode_head(sign_head(head, device, b"chain")) == raw
+
+
+# -- how the folder was kept ----------------------------------------------------------------------
+
+
+def meta_with(xattrs: tuple[tuple[bytes, bytes], ...]) -> FileMeta:
+    return FileMeta(b"Vault", 0, 0o600, 0, 0, "", "", 0, xattrs)
+
+
+def test_the_index_tells_where_its_folder_was_and_its_settings() -> None:
+    note = note_of(meta_with(note_xattrs(b"/home/ann/Vault", b"settings")))
+    assert (note.path, note.settings) == (b"/home/ann/Vault", b"settings")
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "kept"),
+    [(b"/v", bytes(900), (b"/v", b"")), (b"/" + b"v" * 900, b"s", (b"", b""))],
+)
+def test_what_would_not_stay_inline_is_left_out(
+    path: bytes, settings: bytes, kept: tuple[bytes, bytes]
+) -> None:
+    note = note_of(meta_with(note_xattrs(path, settings)))
+    assert (note.path, note.settings) == kept
+
+
+def test_a_damaged_note_is_no_note() -> None:
+    with pytest.raises(FormatError):
+        note_of(meta_with(((b"user.p2pstore.folder", b"\xff"),)))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pstore.errors import UsageError
 from p2pstore.ids import PublicKey
-from p2pstore.keys import WORD_COUNT, fingerprint, new_root, root_of, words_of
+from p2pstore.keys import WORD_COUNT, amend, fingerprint, new_root, root_of, words_of
 
 ROOTS = st.binary(min_size=32, max_size=32)
 
@@ -77,3 +79,38 @@ def test_a_fingerprint_is_five_words_of_one_key() -> None:
     one, other = fingerprint(PublicKey(bytes(32))), fingerprint(PublicKey(bytes(31) + b"\1"))
     assert len(one.split()) == 5
     assert one != other
+
+
+# -- what is wrong with a note --------------------------------------------------------------------
+
+
+def one_wrong(words: list[str]) -> str:
+    words[6] = "zoo" if words[6] != "zoo" else "abandon"
+    return "Word 7, 'zoo', must be"
+
+
+def two_swapped(words: list[str]) -> str:
+    words[3], words[19] = words[19], words[3]
+    return "Words 4 and 20 are swapped."
+
+
+def one_missing(words: list[str]) -> str:
+    return f"Word 12 is missing: {words.pop(11)!r}."
+
+
+@pytest.mark.parametrize("harm", [one_wrong, two_swapped, one_missing])
+def test_a_single_mistake_is_named_when_the_group_is_known(
+    harm: Callable[[list[str]], str],
+) -> None:
+    root = new_root(b"7" * 32)
+    words = words_of(root).split()
+    said = harm(words)
+    assert (amend(" ".join(words), lambda trial: trial == root) or "").startswith(said)
+
+
+def test_two_mistakes_cannot_be_named() -> None:
+    root = new_root(b"7" * 32)
+    words = words_of(root).split()
+    words[0] = words[1] = "zoo"
+    assert amend(" ".join(words), lambda trial: trial == root) is None
+    assert amend("qqqq " + " ".join(words[1:]), lambda trial: True) is None
