@@ -509,7 +509,7 @@ async def test_silent_peer_is_asked_and_dropped(nodes: Any, until: Until) -> Non
     server.check()
     assert not there.is_closed  # it answered
     link._transport.pause_reading()
-    there._limits = Limits(check_every_s=3600, pong_s=0.01)
+    there.pulse._limits = Limits(check_every_s=3600, pong_s=0.01)
     nodes.clock.advance(61)
 
     def checked() -> bool:
@@ -531,7 +531,7 @@ async def test_peer_that_takes_nothing_is_dropped(nodes: Any, until: Until) -> N
     (there,) = server.links()
     async with link.exchange(Get(b"x")) as got:
         await got.open()
-        await until(lambda: there.must_wait)
+        await until(lambda: there.outflow.is_full)
         server.check()
         nodes.clock.advance(29)
         server.check()
@@ -539,6 +539,23 @@ async def test_peer_that_takes_nothing_is_dropped(nodes: Any, until: Until) -> N
         nodes.clock.advance(2)
         server.check()
         await asyncio.wait_for(there.wait_closed(), 5)
+
+
+async def test_what_a_closed_link_still_holds_is_given_back_once(nodes: Any, until: Until) -> None:
+    async def serve(request: Request) -> None:
+        await request.reply(BLOCK, bytes(1 << 20), final=False)
+        await request.reply(BLOCK, bytes(1 << 20), final=False)
+        await asyncio.Event().wait()
+
+    server, client = nodes.make(serve), nodes.make()
+    link = await client.dial(*await server.listen("127.0.0.1", 0))
+    async with link.exchange(Get(b"x")) as got:
+        await got.receive()
+        await until(lambda: client.held_bytes > 0)
+        await link.close()
+        assert client.held_bytes == 0
+        assert len((await got.receive())[1]) == 1 << 20  # it had come before the end
+    assert client.held_bytes == 0
 
 
 async def test_half_a_frame_for_ever_is_dropped(nodes: Any, until: Until) -> None:
