@@ -31,7 +31,7 @@ def status(shell: Shell, paths: tuple[str, ...], check: bool, as_json: bool) -> 
     elif paths:
         shell.result("\n".join(file_lines(said.get("files") or [])))
     else:
-        shell.result("\n".join(status_lines(said, now)))
+        shell.result("\n".join(status_lines(said, now, upkeep=shell.verbose)))
     return NEEDS_OWNER if check and needs_owner(said) else 0
 
 
@@ -40,7 +40,7 @@ def needs_owner(said: Json) -> bool:
     return waits or any(w.get("owner") for w in said.get("warnings") or [])
 
 
-def status_lines(said: Json, now: float) -> list[str]:
+def status_lines(said: Json, now: float, *, upkeep: bool = False) -> list[str]:
     folders, peers = said.get("folders") or [], said.get("peers") or []
     lines = [_node_line(said.get("node") or {}, now)]
     for folder in folders:
@@ -49,6 +49,8 @@ def status_lines(said: Json, now: float) -> list[str]:
         lines.append("No folder yet. Give it one: p2pstore add-folder DIR")
     lines += peer_lines(peers, now)
     lines.append(_room_line(said.get("space") or {}, now))
+    if upkeep:
+        lines.append(_upkeep_line(said.get("maintenance") or [], now))
     lines += _warning_lines([*holder_warnings(folders, peers), *(said.get("warnings") or [])])
     return lines
 
@@ -171,6 +173,25 @@ def _room_line(space: Json, now: float) -> str:
         waits = f"{show.files(space['waiting_files'])}, {show.size(space.get('waiting_bytes', 0))}"
         facts.append(f"waiting for room: {waits}")
     return "Room   " + " · ".join(facts)
+
+
+def _upkeep_line(loops: Sequence[Json], now: float) -> str:
+    """What goes on by itself, each in a few words."""
+    return "Upkeep " + " · ".join(_loop_words(loop, now) for loop in loops)
+
+
+def _loop_words(loop: Json, now: float) -> str:
+    name = str(loop.get("name", ""))
+    if loop.get("failures"):
+        times = "once" if loop["failures"] == 1 else f"{loop['failures']:,} times"
+        return f"{name} failed {times} ({show.name(loop.get('last_error', ''))})"
+    if loop.get("state") == "works":
+        done, total = loop.get("done"), loop.get("total")
+        far = f" ({done:,} of {total:,})" if done is not None and total else ""
+        return f"{name} now{far}"
+    if loop.get("last_run"):
+        return f"{name} {show.ago(loop['last_run'], now)}"
+    return f"{name} not yet"
 
 
 def holder_warnings(folders: Sequence[Json], peers: Sequence[Json]) -> list[Json]:

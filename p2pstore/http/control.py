@@ -90,6 +90,10 @@ STATUS
                "trash_until": time|null, "free_bytes", "keep_free_bytes",
                "waiting_files", "waiting_bytes": for room},
      "folders": [FOLDER],
+     "maintenance": [{"name", "state": "stopped" | "waits" | "works" | "rests" after a failure,
+               "doing": words, "done": n|null, "total": n|null, "period_s"|null, "last_run":
+               time|null, "next_run": time|null, "failures": in a row, "last_error",
+               "failed_at": time|null}],
      "warnings": [{"text", "command"|null, "owner": true when somebody has to act}],
      "files": only with paths: [{"path", "state", "reason", "size", "local", "copies",
                "min_copies"}]}

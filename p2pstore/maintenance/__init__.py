@@ -6,6 +6,7 @@ from p2pstore.maintenance.complete import Completed, Holding, complete_with_hold
 from p2pstore.maintenance.evict import Evictor, Freed, recover
 from p2pstore.maintenance.facts import Ledger, World
 from p2pstore.maintenance.index import IndexWriter
+from p2pstore.maintenance.loops import Loop, Loops, Report
 from p2pstore.maintenance.rebuild import Rebuilt, ensure_catalog
 from p2pstore.maintenance.rebuild import state as rebuild_state
 from p2pstore.maintenance.replicate import Replicator
@@ -20,9 +21,12 @@ __all__ = [
     "Holding",
     "IndexWriter",
     "Ledger",
+    "Loop",
+    "Loops",
     "Maintenance",
     "Rebuilt",
     "Replicator",
+    "Report",
     "Swarm",
     "World",
     "check",

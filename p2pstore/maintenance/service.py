@@ -1,11 +1,13 @@
-"""MAINTENANCE: what must go on by itself so that every file stays safe, each loop resumable.
+"""MAINTENANCE: what must go on by itself so that every file stays safe.
 
 index      a changed folder gets a new index and head within a minute
-tell       heads and group state go to every device that is connected; what it acknowledged
-           is recorded
-replicate  bundles that want more copies are pushed, one lane for each connected device
+replicate  heads and group state go to every device that is connected, and what it acknowledged is
+           recorded; bundles that want more copies are pushed, one lane for each connected device
+tidy       what we were asked to let go leaves our trash; the history ends
+collect    what nothing refers to any more goes, here and at holders
 evict      on demand: the local copies of bundles that enough holders have just proved
-tidy       what holders were asked to let go leaves their trash; the history ends
+
+Those that go on by themselves are `Loops`; others add theirs to `loops` before `run`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.evict import Evictor, Freed
 from p2pstore.maintenance.facts import Ledger, World
 from p2pstore.maintenance.index import DELAY_S, HeadOrder, IndexWriter
+from p2pstore.maintenance.loops import Loop, Loops
 from p2pstore.maintenance.replicate import Replicator
 from p2pstore.net import Link
 from p2pstore.policy import Candidate, Holder, eligible
@@ -51,7 +54,7 @@ Progress = Callable[[dict[str, Any]], None]
 QUIET_S = 2.0  # an index is written when nothing changed for so long, or after DELAY_S
 PASS_S = 60.0  # replicate looks again without being told
 TIDY_S = 3600.0
-FAILED_S = (1.0, 300.0)  # a failed loop rests: first, and at most
+GATHER_S = 0.2  # a batch makes several bundles: they are looked for together
 SETTLE_LOOK_S = 0.5
 SETTLE_ROUNDS = 5
 UPLOAD_KEPT_S = 7 * 86400.0  # a half-received bundle that nobody goes on with
@@ -104,8 +107,11 @@ class Maintenance:
         self._indexed: dict[FolderId, tuple[int, HeadOrder | None]] = {}
         self._first_change = self._last_change = clock.monotonic()
         self._writing = asyncio.Lock()
-        self._wake_index = asyncio.Event()
-        self._wake_copies = asyncio.Event()
+        self.loops = Loops(catalog, clock)
+        self._indexing = self.loops.add("index", self._index_turn)
+        self._replicating = self.loops.add("replicate", self._replicate_turn, period_s=PASS_S)
+        self.loops.add("tidy", self._tidy_turn, period_s=TIDY_S)
+        self.loops.add("collect", self._collect_turn, period_s=TIDY_S)
         self._serving: dict[NodeId, asyncio.Task[bool]] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -118,72 +124,52 @@ class Maintenance:
             self._first_change = now
         self._changes += 1
         self._last_change = now
-        self._wake_index.set()
-        self._wake_copies.set()
+        self._indexing.wake()
+        self._replicating.wake()
 
     def linked(self, node_id: NodeId) -> None:
         """A device of the group is connected."""
         self.replicator.retry(node_id)
-        self._wake_copies.set()
+        self._replicating.wake()
 
     # -- life -------------------------------------------------------------------------------------
 
     async def run(self) -> None:
+        # What became durable before the last end waits for no further change. A catalog that is
+        # being completed knows too little to say anything new by itself.
+        if not self.rebuilding or self._changes > 1:
+            self._indexing.wake()
         async with asyncio.TaskGroup() as group:
             self._group = group
-            group.create_task(self._guarded("index", self._index_loop))
-            group.create_task(self._guarded("replicate", self._replicate_loop))
-            group.create_task(self._guarded("tidy", self._tidy_loop))
+            await self.loops.run()
 
-    async def _guarded(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """A loop that fails is logged with its traceback and goes on after a pause: copies must be
-        made whatever is wrong with something else."""
-        pause = FAILED_S[0]
-        while True:
-            began = self._clock.monotonic()
-            try:
-                await loop()
-            except Exception:  # the top of a long loop: see above
-                if self._clock.monotonic() - began > FAILED_S[1]:
-                    pause = FAILED_S[0]
-                log.exception("The %s loop failed; it goes on in %.0f s.", name, pause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, FAILED_S[1])
+    async def _index_turn(self, loop: Loop) -> None:
+        while (left_s := self._rest_left_s()) > 0:
+            loop.say("waits for more changes")
+            await asyncio.sleep(left_s)
+        loop.heard()
+        self._first_change = self._clock.monotonic()  # of those that the next index is for
+        loop.say("writes what the folders hold")
+        await self.write_heads()
+        await self.tell()
 
-    async def _index_loop(self) -> None:
-        # What became durable before the last end, or what failed, waits for no further change. A
-        # catalog that is being completed knows too little to say anything new by itself.
-        if not self.rebuilding or self._changes > 1:
-            self._wake_index.set()
-        while True:
-            await self._wake_index.wait()
-            now = self._clock.monotonic()
-            due = min(self._last_change + QUIET_S, self._first_change + DELAY_S)
-            if now < due:
-                await asyncio.sleep(due - now)
-                continue
-            self._wake_index.clear()
-            self._first_change = now  # of those that the next index is for
-            await self.write_heads()
+    def _rest_left_s(self) -> float:
+        """Until nothing has changed for a moment, or something has waited long enough."""
+        due = min(self._last_change + QUIET_S, self._first_change + DELAY_S)
+        return due - self._clock.monotonic()
+
+    async def _replicate_turn(self, loop: Loop) -> None:
+        await asyncio.sleep(GATHER_S)
+        loop.heard()
+        for link in self._swarm.links():
+            self._serve(link.node_id)
+        links = [link.node_id for link in self._swarm.links()]
+        if await in_thread(self._pool, self._is_untold, links):
+            loop.say("tells others what there is")
             await self.tell()
-
-    async def _replicate_loop(self) -> None:
-        while True:
-            for link in self._swarm.links():
-                self._serve(link.node_id)
-            self._wake_copies.clear()
-            try:
-                async with asyncio.timeout(PASS_S):
-                    await self._wake_copies.wait()
-                await asyncio.sleep(0.2)  # a batch makes several bundles
-            except TimeoutError:
-                pass
-            links = [link.node_id for link in self._swarm.links()]
-            if await in_thread(self._pool, self._is_untold, links):
-                await self.tell()
-            world = await in_thread(self._pool, self.world)
-            if not self._indexed.keys() <= world.clean:
-                self._wake_index.set()
+        world = await in_thread(self._pool, self.world)
+        if not self._indexed.keys() <= world.clean:
+            self._indexing.wake()
 
     def _serve(self, holder: NodeId) -> asyncio.Task[bool] | None:
         """Push to this holder what it lacks, in a task of its own; one at a time."""
@@ -209,12 +195,14 @@ class Maintenance:
         query = "SELECT 1 FROM copies WHERE holder=? AND state='suspect' LIMIT 1"
         return bool(self._catalog.read(query, (holder,)))
 
-    async def _tidy_loop(self) -> None:
-        while True:
-            await in_thread(self._pool, self._tidy)
-            if self.evictor is not None:
-                await self.evictor.collector().run()
-            await asyncio.sleep(TIDY_S)
+    async def _tidy_turn(self, loop: Loop) -> None:
+        loop.say("empties the trash of what is kept for others")
+        await in_thread(self._pool, self._tidy)
+
+    async def _collect_turn(self, loop: Loop) -> None:
+        if self.evictor is not None:
+            loop.say("lets go of what nothing needs")
+            await self.evictor.collector().run()
 
     def _tidy(self) -> None:
         try:
@@ -257,7 +245,7 @@ class Maintenance:
             last = HeadOrder(*head_order(verify_head(decode_head(head))))
             if await self._swarm.publish(head) is False:
                 raise Unavailable("a newer head of this device came meanwhile")
-            self._wake_copies.set()
+            self._replicating.wake()
         self._indexed[folder.folder_id] = (count, last)
 
     def _orders(self) -> dict[FolderId, HeadOrder]:

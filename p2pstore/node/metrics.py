@@ -6,6 +6,7 @@ Names are kept for ever; numbers come from a few aggregate queries and from what
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
@@ -67,11 +68,27 @@ def metrics(node: Node) -> bytes:
     gauge("folders_paused", "Watched folders that wait for their owner").set(
         sum(1 for folder in node.folders.all() if folder.is_paused)
     )
+    _loops(node, gauge)
     gauge("words_confirmed", "1 when the owner has confirmed the recovery words").set(
         int(node.home.words_confirmed)
     )
     gauge("healthy", "1 when nothing keeps the node from its work").set(int(node.trouble() is None))
     return generate_latest(registry)
+
+
+def _loops(node: Node, gauge: Callable[..., Gauge]) -> None:
+    """A loop that has not yet come to an end has no time of its last run."""
+    running = gauge("loop_running", "1 while this maintenance loop is at work", "loop")
+    failures = gauge("loop_failures", "Failures of the loop in a row", "loop")
+    last = gauge("loop_last_run_seconds", "When the loop last came to a good end", "loop")
+    progress = gauge("loop_progress_ratio", "How far the loop's present turn is, 0 to 1", "loop")
+    for report in node.maintenance.loops.reports():
+        running.labels(report.name).set(int(report.state == "works"))
+        failures.labels(report.name).set(report.failures)
+        if report.last_run is not None:
+            last.labels(report.name).set(report.last_run)
+        if report.doing.total:
+            progress.labels(report.name).set((report.doing.done or 0) / report.doing.total)
 
 
 _Counts = dict[str, tuple[int, int]]

@@ -13,10 +13,13 @@ from typing import Any
 from p2pstore import __version__
 from p2pstore.folders import Folder
 from p2pstore.ids import NodeId, node_id_of
+from p2pstore.maintenance import Report
 from p2pstore.node.build import Node
 from p2pstore.store import BundleState, State, blocks, copies, files
 
 Json = dict[str, Any]
+
+STUBBORN = 3  # failures of a loop in a row: what fails once or twice mostly mends itself
 
 
 def status(node: Node, paths: Sequence[str]) -> Json:
@@ -39,6 +42,7 @@ def status(node: Node, paths: Sequence[str]) -> Json:
         "peers": peer_lines(node),
         "space": _space(node),
         "folders": folder_lines(node, counted),
+        "maintenance": [_loop_line(report) for report in node.maintenance.loops.reports()],
         "warnings": _warnings(node),
     }
     if _other_disk(node):
@@ -236,6 +240,22 @@ def _space(node: Node) -> Json:
     }
 
 
+def _loop_line(report: Report) -> Json:
+    return {
+        "name": report.name,
+        "state": report.state,
+        "doing": report.doing.text,
+        "done": report.doing.done,
+        "total": report.doing.total,
+        "period_s": report.period_s,
+        "last_run": report.last_run,
+        "next_run": report.next_run,
+        "failures": report.failures,
+        "last_error": report.last_error,
+        "failed_at": report.failed_at,
+    }
+
+
 def _other_disk(node: Node) -> bool:
     store = os.stat(node.data).st_dev
     roots = [folder.root for folder in node.folders.all()]
@@ -280,6 +300,9 @@ def _warnings(node: Node) -> list[Json]:
             warn(f"{folder.path}/{os.fsdecode(path)} cannot be read ({why}).", owner=True)
     if node.held.lost:
         warn(f"{len(node.held.lost)} bundles kept for others are gone from this disk.", owner=True)
+    for report in node.maintenance.loops.reports():
+        if report.failures >= STUBBORN:
+            warn(f"The {report.name} loop failed {report.failures} times: {report.last_error}")
     trouble = node.trouble()
     if trouble is not None:
         warn(trouble, owner=True)

@@ -210,3 +210,23 @@ def test_status_of_paths(line, served, tmp_path):
     ran = line("status", str(tmp_path / "a"), str(tmp_path / "b.f"))
     assert ran.out == "/v/a  5 B  placeholder, on 1 other\n"
     assert served.asked("status")[0]["paths"] == [str(tmp_path / "a"), str(tmp_path / "b.f")]
+
+
+def loop(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "state": "waits", "doing": "", "failures": 0, **more}
+
+
+def test_upkeep_is_one_line_for_who_asks_for_more():
+    loops = [
+        loop("index", last_run=NOW - 120),
+        loop("scrub", state="works", doing="reads", done=1_200, total=5_000),
+        loop("collect", state="works"),
+        loop("audit", state="rests", failures=4, last_error="the disk sulks"),
+        loop("tidy"),
+    ]
+    assert not [line for line in status_lines(said(maintenance=loops), NOW) if "scrub" in line]
+    (line,) = [x for x in status_lines(said(maintenance=loops), NOW, upkeep=True) if "scrub" in x]
+    assert line == (
+        "Upkeep index 2 min ago · scrub now (1,200 of 5,000) · collect now"
+        " · audit failed 4 times (the disk sulks) · tidy not yet"
+    )

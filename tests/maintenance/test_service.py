@@ -13,7 +13,7 @@ from p2pstore.clock import SystemClock
 from p2pstore.content import Head, decode_head, encode_head, head_order, sign_head, verify_head
 from p2pstore.errors import NoRoom, Unavailable
 from p2pstore.ids import FolderId, NodeId
-from p2pstore.maintenance import Maintenance, Swarm
+from p2pstore.maintenance import Maintenance, Swarm, loops
 from p2pstore.maintenance import service as module
 from p2pstore.maintenance.index import HeadOrder
 from p2pstore.policy import Candidate, Holder
@@ -118,7 +118,9 @@ class Keeper:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUIET_S", 0.0)
-    monkeypatch.setattr(module, "FAILED_S", (0.01, 0.02))
+    monkeypatch.setattr(module, "GATHER_S", 0.0)
+    monkeypatch.setattr(loops, "FIRST_REST_S", 0.01)
+    monkeypatch.setattr(loops, "LONGEST_REST_S", 0.02)
     monkeypatch.setattr(module, "SETTLE_LOOK_S", 0.01)
 
 
@@ -218,7 +220,7 @@ async def test_an_index_is_not_written_back_to_back(group: Group) -> None:
             await k.until(lambda: bool(k.heads) or k.maintenance._last_change > 0)
             k.maintenance._first_change -= 61
             k.maintenance.changed()
-            k.maintenance._wake_index.set()
+            k.maintenance._indexing.wake()
             await k.until(lambda: bool(k.index.written))
             written = len(k.index.written)
             for _ in range(30):

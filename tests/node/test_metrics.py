@@ -46,3 +46,12 @@ async def test_each_question_is_counted_anew(place: Place) -> None:
         first = values(node)
         await place.filled(node)
         assert values(node) != first
+
+
+async def test_every_loop_is_told(place: Place) -> None:
+    async with place.running() as node:
+        found = values(node)
+        names = {report.name for report in node.maintenance.loops.reports()}
+        assert {"index", "replicate", "tidy", "collect"} <= names
+        assert {name for key, name in found if key == "p2pstore_loop_failures"} == names
+        assert {name for key, name in found if key == "p2pstore_loop_running"} == names
