@@ -68,6 +68,11 @@ def reach(host: str) -> Reach:
     return Reach.GLOBAL
 
 
+def is_public(host: str) -> bool:
+    """Whether it means the same to everybody: no loopback, no home network, no host name."""
+    return reach(host) is Reach.GLOBAL
+
+
 def may_tell(teller: Address, told: Address) -> bool:
     """Nobody out there can know our loopback or our home network: such hints are traps."""
     return reach(told.host) >= reach(teller.host)

@@ -16,9 +16,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
+import msgspec
+
 from p2pstore.clock import Clock
 from p2pstore.config import Config
-from p2pstore.dht import LOOPBACK, Dht, DhtSettings
+from p2pstore.dht import LOOPBACK, Dht, DhtSettings, is_public
 from p2pstore.durable import replace_file
 from p2pstore.errors import P2PStoreError, PortInUse, Unavailable
 from p2pstore.home import Home
@@ -40,6 +42,7 @@ from p2pstore.store import BundleStore, Catalog, HeldStore, blocks, copies
 from p2pstore.swarm import (
     Announcer,
     BlockCache,
+    Finder,
     Forwarder,
     Gate,
     Lanes,
@@ -114,7 +117,8 @@ class Network:
             group.state.group_public, self.exchange.revoked, self.exchange.kept.related
         )
         lanes = Lanes()
-        forwarder = Forwarder(self.connections, pool=pool, clock=clock)
+        finder = Finder(self.connections, self._providers, clock=clock)
+        forwarder = Forwarder(self.connections, pool=pool, clock=clock, finder=finder)
         self.invitations = Invitations(
             home,
             group,
@@ -158,7 +162,7 @@ class Network:
             chain=group.chain,
             holders=self._holders,
             name_of=group.name_of,
-            providers=self.dht.providers,
+            providers=self._providers,
             cache=BlockCache(home.path / "cache"),
             lanes=lanes,
         )
@@ -298,7 +302,19 @@ class Network:
 
     async def _find_addresses(self, node_id: NodeId) -> Iterable[Address]:
         record = await self.dht.find(node_id)
-        return () if record is None else record.addresses
+        return () if record is None else self._dialled(record).addresses
+
+    async def _providers(self, tags: Sequence[Tag]) -> Mapping[Tag, Sequence[PeerRecord]]:
+        """Whom the DHT names, with those of their addresses that may be dialled."""
+        found = await self.dht.providers(tags)
+        return {tag: [self._dialled(record) for record in found[tag]] for tag in found}
+
+    def _dialled(self, record: PeerRecord) -> PeerRecord:
+        """Without what would make us knock at machines of our own network for a stranger."""
+        if self._is_related(record.node_id) or _is_loopback(self.listening[0]):
+            return record
+        addresses = tuple(address for address in record.addresses if is_public(address[0]))
+        return msgspec.structs.replace(record, addresses=addresses)
 
     def _found(self, node_id: NodeId, addresses: tuple[Address, ...]) -> None:
         """The local network names a node."""

@@ -7,6 +7,7 @@
 from p2pstore.swarm.access import Gate
 from p2pstore.swarm.announce import Announcer
 from p2pstore.swarm.cache import BlockCache
+from p2pstore.swarm.finding import Finder
 from p2pstore.swarm.forward import Forwarder
 from p2pstore.swarm.getting import Asker, Lanes, Peers, get_blocks
 from p2pstore.swarm.promises import OwnPromises
@@ -22,6 +23,7 @@ __all__ = [
     "Asker",
     "BlockCache",
     "BlocksNotFound",
+    "Finder",
     "Forwarder",
     "Gate",
     "Groups",

@@ -1,9 +1,13 @@
 """Passing a signed GET on, and its answers back along the path to the one who asked first.
 
-Only GET is ever passed on, over links that are up: nothing is sent to an address because a message
-names it. The request stays as the asker signed it, so the holder judges the asker, not us. Hops are
-at most 3. A loop ends because each request id is passed on once; ids are remembered until the
-request has expired, the oldest are forgotten first when there are too many.
+Only GET is ever passed on. The request stays as the asker signed it, so the holder judges the
+asker, not us. Hops are at most 3. A loop ends because each request id is passed on once; ids are
+remembered until the request has expired, the oldest are forgotten first when there are too many.
+
+Asked are, one after the other, peers that say they have it; then, only by the node that the asker
+itself asked, providers that the DHT names (see `finding`); then the other peers, which may pass it
+on. A look-up by each node on the way would make one request many, and outlast the asker's patience.
+Peers that lied, failed or stalled are asked last for some minutes.
 
 Who pays: a device of our group what its request allows, a friend FRIEND_BYTES a day, all strangers
 together STRANGER_BYTES a day, counted when a block has come. Blocks are compared with their ids
@@ -13,19 +17,21 @@ here: garbage goes no further, and costs the asker nothing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import Final
 
 from p2pstore.clock import Clock
-from p2pstore.errors import IntegrityError, P2PStoreError, RemoteProtocolError
-from p2pstore.ids import BlockId
-from p2pstore.keys import Role
+from p2pstore.errors import Busy, IntegrityError, NotAllowed, P2PStoreError, RemoteProtocolError
+from p2pstore.ids import BlockId, NodeId, node_id_of
 from p2pstore.net import STRANGER, Link
+from p2pstore.swarm.finding import Finder
 from p2pstore.swarm.getting import Peers, get_blocks
+from p2pstore.swarm.purse import Purse, Purses
 from p2pstore.wire import GetRequest, Have, HaveReply
 
 log = logging.getLogger(__name__)
@@ -36,23 +42,51 @@ FRIEND_BYTES: Final = 16 << 30  # a day, each friend
 MAX_SEEN: Final = 4096
 SEEN_S: Final = 1800.0  # longer than a request and two wrong clocks live
 MAX_ASKED: Final = 8  # peers, one after the other: more would make one request many
-MAX_PAYERS: Final = 1000
 HAVE_S: Final = 5.0
-DAY_S: Final = 86_400.0
+SHUNNED_S: Final = 300.0
+MAX_SHUNNED: Final = 1000
 ANSWER_S: Final = 15.0  # for one more hop; below what the asker waits
 
 
-class _Purse:
-    """Bytes that somebody may still use today."""
+class _Order:
+    """What is still wanted of one request, and what it may still cost."""
 
-    def __init__(self, size: int, now: float) -> None:
-        self._size = size
-        self.left = size
-        self._since = now
+    def __init__(self, missing: Sequence[BlockId], budget: int, purse: Purse | None) -> None:
+        """No `missing`: everything that one peer has."""
+        self._left = set(missing)
+        self._wants_all = not missing
+        self._has_some = False
+        self._budget = budget
+        self._purse = purse
 
-    def refill(self, now: float) -> None:
-        if now - self._since >= DAY_S:
-            self._since, self.left = now, self._size
+    @property
+    def has_all(self) -> bool:
+        return not self._wants_all and not self._left
+
+    @property
+    def is_over(self) -> bool:
+        """A second peer would send "everything" again."""
+        return self._allowed <= 0 or self.has_all or (self._wants_all and self._has_some)
+
+    @property
+    def _allowed(self) -> int:
+        return self._budget if self._purse is None else min(self._budget, self._purse.left)
+
+    def take(self, batch: Mapping[BlockId, bytes]) -> dict[BlockId, bytes]:
+        """Pay for what is wanted; a holder answers all that the request names, not only that."""
+        fresh: dict[BlockId, bytes] = {}
+        for block_id, block in batch.items():
+            if not self._wants_all and block_id not in self._left:
+                continue
+            if len(block) > self._allowed:
+                break
+            self._budget -= len(block)
+            if self._purse is not None:
+                self._purse.left -= len(block)
+            self._left.discard(block_id)
+            fresh[block_id] = block
+        self._has_some |= bool(fresh)
+        return fresh
 
 
 class Forwarder:
@@ -62,16 +96,18 @@ class Forwarder:
         *,
         pool: Executor,
         clock: Clock,
+        finder: Finder | None = None,
         stranger_bytes: int = STRANGER_BYTES,
         friend_bytes: int = FRIEND_BYTES,
     ) -> None:
+        """`finder` None: only peers to which there is a link are asked."""
         self._peers = peers
         self._pool = pool
         self._clock = clock
-        self._friend_bytes = friend_bytes
-        self._strangers = _Purse(stranger_bytes, clock.monotonic())
-        self._friends: OrderedDict[bytes, _Purse] = OrderedDict()
+        self._finder = finder
+        self._purses = Purses(clock, strangers=stranger_bytes, friend=friend_bytes)
         self._seen: OrderedDict[bytes, float] = OrderedDict()
+        self._shunned: OrderedDict[NodeId, float] = OrderedDict()
 
     async def fetch(
         self,
@@ -90,50 +126,45 @@ class Forwarder:
         """
         if self._is_seen(asked.request_id):
             return
-        purse = self._purse(asked, standing)
-        # A holder answers all that the request names, what the asker has by now included.
-        left = set(missing)
-        for link in await self._order(asked, origin):
-            allowed = budget if purse is None else min(budget, purse.left)
-            if allowed <= 0:
-                return
-            try:
-                async with aclosing(
-                    get_blocks(
-                        link,
-                        raw,
-                        asked.blocks,
-                        hops=hops,
-                        pool=self._pool,
-                        budget=asked.budget,
-                        timeout_s=ANSWER_S,
-                    )
-                ) as batches:
+        order = _Order(missing, budget, self._purses.of(asked.asker, standing))
+        if order.is_over:
+            return
+        async with aclosing(self._askable(asked, origin, standing, hops)) as links:
+            async for link in links:
+                async with aclosing(self._ask(link, raw, asked, order, hops)) as batches:
                     async for batch in batches:
-                        fresh: dict[BlockId, bytes] = {}
-                        for block_id, block in batch.items():
-                            if missing and block_id not in left:
-                                continue
-                            if len(block) > allowed:
-                                break
-                            allowed -= len(block)
-                            budget -= len(block)
-                            if purse is not None:
-                                purse.left -= len(block)
-                            left.discard(block_id)
-                            fresh[block_id] = block
-                        if fresh:
-                            yield fresh
-                            if not missing:
-                                left.update(fresh)
-                        if missing and not left:
-                            return
-            except (IntegrityError, RemoteProtocolError) as exc:
-                log.info("A forwarded request to %s: %s", link, exc)
-            except P2PStoreError as exc:
-                log.debug("A forwarded request to %s: %s", link, exc)
-            if not missing and left:
-                return  # "everything" has come from one peer; a second one would send it again
+                        yield batch
+                if order.is_over:
+                    return
+
+    async def _ask(
+        self, link: Link, raw: bytes, asked: GetRequest, order: _Order, hops: int
+    ) -> AsyncGenerator[dict[BlockId, bytes], None]:
+        """What this peer has of it; its failure is remembered, not raised."""
+        answer = get_blocks(
+            link,
+            raw,
+            asked.blocks,
+            hops=hops,
+            pool=self._pool,
+            budget=asked.budget,
+            timeout_s=ANSWER_S,
+        )
+        try:
+            async with aclosing(answer) as batches:
+                async for batch in batches:
+                    if fresh := order.take(batch):
+                        yield fresh
+                    if order.has_all:
+                        return
+        except (NotAllowed, Busy) as exc:
+            log.debug("A forwarded request to %s: %s", link, exc)
+        except (IntegrityError, RemoteProtocolError) as exc:
+            log.info("A forwarded request to %s: %s", link, exc)
+            self._shun(link.node_id)
+        except P2PStoreError as exc:
+            log.debug("A forwarded request to %s: %s", link, exc)
+            self._shun(link.node_id)
 
     def _is_seen(self, request_id: bytes) -> bool:
         now = self._clock.monotonic()
@@ -146,36 +177,38 @@ class Forwarder:
             self._seen.popitem(last=False)
         return False
 
-    def _purse(self, asked: GetRequest, standing: str) -> _Purse | None:
-        """None: no limit but the request's own."""
-        now = self._clock.monotonic()
-        if standing in (Role.DEVICE, Role.ADMIN):
-            return None
-        if standing == Role.FRIEND:
-            purse = self._friends.setdefault(asked.asker, _Purse(self._friend_bytes, now))
-            self._friends.move_to_end(asked.asker)
-            if len(self._friends) > MAX_PAYERS:
-                self._friends.popitem(last=False)
-        else:
-            purse = self._strangers
-        purse.refill(now)
-        return purse
+    async def _askable(
+        self, asked: GetRequest, origin: Link, standing: str, hops: int
+    ) -> AsyncGenerator[Link, None]:
+        """Whom to ask, the most promising first, each once. Use it with `aclosing`."""
+        away = {origin.node_id, node_id_of(asked.asker)}
+        tried = set(away)
+        shunned = self._shun_list()
 
-    async def _order(self, asked: GetRequest, origin: Link) -> list[Link]:
-        """Whom to ask: those that say they have it, then our relations, then the rest."""
-        links = [
+        def fresh(links: Iterable[Link], but: Collection[NodeId] = ()) -> Iterator[Link]:
+            for link in links:
+                if link.node_id in tried or link.node_id in but:
+                    continue
+                if len(tried) - len(away) >= MAX_ASKED:
+                    return
+                tried.add(link.node_id)
+                yield link
+
+        related = [
             link
             for link in self._peers.links()
-            if link is not origin
-            and link.node_id != origin.node_id
-            and link.public_key != asked.asker
+            if link.role != STRANGER and link.node_id not in away
         ]
-        related = [link for link in links if link.role != STRANGER]
         has = await asyncio.gather(*(self._has(link, asked) for link in related))
-        first = [link for link, has_it in zip(related, has, strict=True) if has_it]
-        others = [link for link in related if link not in first]
-        strangers = [link for link in links if link.role == STRANGER]
-        return [*first, *others, *strangers][:MAX_ASKED]
+        for link in fresh(itertools.compress(related, has), shunned):
+            yield link
+        if hops == 1 and self._finder is not None:
+            for link in fresh(await self._finder.find(asked, standing), shunned):
+                yield link
+        rest = self._peers.links()
+        rest.sort(key=lambda link: (link.node_id in shunned, link.role == STRANGER))
+        for link in fresh(rest):
+            yield link
 
     async def _has(self, link: Link, asked: GetRequest) -> bool:
         try:
@@ -185,3 +218,13 @@ class Forwarder:
         if not isinstance(reply, HaveReply):
             return False
         return any(reply.tags) or any(seq is not None for seq in reply.bundles)
+
+    def _shun(self, node: NodeId) -> None:
+        self._shunned[node] = self._clock.monotonic() + SHUNNED_S
+        self._shunned.move_to_end(node)
+        if len(self._shunned) > MAX_SHUNNED:
+            self._shunned.popitem(last=False)
+
+    def _shun_list(self) -> set[NodeId]:
+        now = self._clock.monotonic()
+        return {node for node, until in self._shunned.items() if until > now}

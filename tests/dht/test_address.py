@@ -5,6 +5,7 @@ import pytest
 from p2pstore.dht.address import (
     Address,
     Reach,
+    is_public,
     may_tell,
     numeric,
     pack_contacts,
@@ -40,6 +41,13 @@ def test_reach_and_who_may_tell_what() -> None:
     assert not may_tell(home, here)
     assert may_tell(home, outside)
     assert may_tell(here, here)
+
+
+def test_names_and_addresses_of_homes_are_not_public() -> None:
+    assert is_public("20.0.0.1")
+    assert is_public("2a00::1")
+    for host in ("example.org", "192.168.1.2", "100.64.0.1", "127.0.0.1", "::1", "fd00::1"):
+        assert not is_public(host)
 
 
 def test_subnets_count_only_where_strangers_choose() -> None:

@@ -37,6 +37,7 @@ from p2pstore.net import (
 from p2pstore.store import DiskBundles, HeldStore
 from p2pstore.swarm import (
     BlockCache,
+    Finder,
     Forwarder,
     Gate,
     OwnPromises,
@@ -152,10 +153,18 @@ class Node:
         self.book = PeerBook()
         self.connections = Connections(self.transport, self.book, clock=self.clock)
         pool = world.pool
+        self.looked_up: list[Tag] = []
+        self.finder = Finder(
+            self.connections,
+            self.providers,
+            clock=self.clock,
+            **{k: swarm.pop(k) for k in ("stranger_lookups", "friend_lookups") if k in swarm},
+        )
         self.forwarder = Forwarder(
             self.connections,
             pool=pool,
             clock=self.clock,
+            finder=self.finder,
             **{k: swarm.pop(k) for k in ("stranger_bytes", "friend_bytes") if k in swarm},
         )
         self.groups = HeadShelf()
@@ -216,7 +225,12 @@ class Node:
         return {bundle: self.holders[bundle] for bundle in bundles if bundle in self.holders}
 
     async def providers(self, tags: Sequence[Tag]) -> Mapping[Tag, Sequence[PeerRecord]]:
+        self.looked_up += tags
         return {tag: self.records[tag] for tag in tags if tag in self.records}
+
+    async def record(self) -> PeerRecord:
+        """What it would sign about itself."""
+        return PeerRecord(self.public, "main", (await self.address(),), 1, self.name)
 
     def seal(self, name: str = "one", number: int = 10, size: int = 5000) -> Sealed:
         """A bundle of its own, with blocks that differ from those of any other name."""
