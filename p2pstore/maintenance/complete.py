@@ -27,16 +27,8 @@ from p2pstore.home import Home
 from p2pstore.ids import BlockId, BundleId, FolderId, NodeId, PublicKey, Tag
 from p2pstore.ingest import Author
 from p2pstore.maintenance.filing import Disk, Filer, Judge, Local, Place
-from p2pstore.maintenance.rebuild import (
-    KnownHead,
-    Progress,
-    State,
-    believed,
-    newest_heads,
-    raise_incarnation,
-    save_state,
-    state,
-)
+from p2pstore.maintenance.heads import KnownHead, believed, newest_heads
+from p2pstore.maintenance.rebuild import Progress, State, raise_incarnation, save_state, state
 from p2pstore.restore import BlockSource, Wanted
 from p2pstore.store import (
     BundleRow,

@@ -25,33 +25,27 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import msgspec
 
 from p2pstore.clock import Clock
 from p2pstore.content import (
-    Head,
     Keyring,
     Kind,
-    Manifest,
     bundle_tag,
-    decode_head,
-    head_order,
-    open_manifest,
-    verify_head,
 )
 from p2pstore.durable import sync_directory
-from p2pstore.errors import FormatError, IntegrityError, P2PStoreError, Unavailable
+from p2pstore.errors import FormatError, IntegrityError, Unavailable
 from p2pstore.home import Home, WatchedFolder
 from p2pstore.ids import BundleId, FolderId, PublicKey, short
 from p2pstore.ingest import Author
-from p2pstore.maintenance.filing import Disk, Earlier, Filer, Judge, Local, bundle_row
+from p2pstore.maintenance.filing import Disk, Filer, Judge, Local, bundle_row
+from p2pstore.maintenance.heads import KnownHead, newest_heads
+from p2pstore.maintenance.remains import keep_from_old
 from p2pstore.store import (
     BundleRow,
     BundleStore,
@@ -92,18 +86,6 @@ class Rebuilt(NamedTuple):
     unread: int
     untrusted: int  # placeholders of signers that the group does not trust
     incarnation: int
-
-
-class KnownHead(NamedTuple):
-    """A head that is believed, opened."""
-
-    raw: bytes
-    head: Head
-    manifest: Manifest
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return head_order(self.head)
 
 
 def ensure_catalog(
@@ -226,7 +208,7 @@ def rebuild_local(
             if not _folder(catalog, filer, entry, number, heads.get(FolderId(entry.folder_id), ())):
                 pending.append(entry.folder_id)
             _share_out(catalog, number)
-        _keep_from_old(old, catalog, filer)
+        keep_from_old(old, catalog, filer)
         counts = catalog.view(_counts)
         missing = catalog.view(_missing)
         own = [one for of in heads.values() for one in of if one.head.device == filer.node_id]
@@ -290,41 +272,6 @@ def _bundles(
 def _put_bundles(rows: Sequence[BundleRow], db: sqlite3.Connection) -> None:
     for row in rows:
         blocks.put_bundle(db, row)
-
-
-def believed(raw: bytes, filer: Filer, ring: Keyring) -> KnownHead | None:
-    """The head, when a device of the group signed it and the index that it names."""
-    try:
-        signed = decode_head(raw)
-        head = verify_head(signed)
-        if not filer.trusts(signed.signer, signed.chain):
-            raise IntegrityError("its device is not, or no longer, one of the group")
-        opened = open_manifest(head.manifest, ring)
-        if opened.signer != signed.signer or opened.manifest.kind != "index":
-            raise IntegrityError("it does not name an index of its device")
-    except P2PStoreError as exc:
-        log.warning("A head is not believed: %s", exc)
-        return None
-    return KnownHead(raw, head, opened.manifest)
-
-
-def newest_heads(
-    raws: Iterable[bytes], filer: Filer, ring: Keyring
-) -> dict[FolderId, list[KnownHead]]:
-    """The newest believed head of each folder and device, this device's own first."""
-    newest: dict[tuple[FolderId, bytes], KnownHead] = {}
-    for raw in raws:
-        one = believed(raw, filer, ring)
-        if one is None:
-            continue
-        place = (one.head.folder, one.head.device)
-        if place not in newest or newest[place].order < one.order:
-            newest[place] = one
-    found: dict[FolderId, list[KnownHead]] = {}
-    for (folder, device), one in sorted(newest.items()):
-        of_folder = found.setdefault(folder, [])
-        of_folder.insert(0 if device == filer.node_id else len(of_folder), one)
-    return found
 
 
 def _adding(entry: WatchedFolder) -> Callable[[sqlite3.Connection], int]:
@@ -396,49 +343,3 @@ def _counts(db: sqlite3.Connection) -> tuple[int, int]:
 
 def _missing(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT count(*) FROM bundles WHERE state='lost'").fetchone()[0])
-
-
-# -- what only the old catalog knew ----------------------------------------------------------------
-
-
-_PINS = "SELECT f.folder_id, x.path FROM files x JOIN folders f ON f.id=x.folder WHERE x.pinned=1"
-_HISTORY = (
-    "SELECT f.folder_id, h.path, h.manifest, h.version, h.ended_at, h.why"
-    " FROM history h JOIN folders f ON f.id=h.folder"
-)
-
-
-def _keep_from_old(old: Path | None, catalog: Catalog, filer: Filer) -> None:
-    """Pins and earlier versions, as far as the old file can still be read.
-
-    Nothing in it is believed: a manifest must open and be signed by the group.
-    """
-    if old is None or not old.exists():
-        return
-    pins = list(_rows(old, _PINS))
-    history = list(_rows(old, _HISTORY))
-
-    def change(db: sqlite3.Connection) -> None:
-        numbers = {row.folder_id: row.id for row in folders.every(db)}
-        for folder_id, path in pins:
-            db.execute(
-                "UPDATE files SET pinned=1 WHERE folder=? AND path=?",
-                (numbers.get(folder_id, 0), path),
-            )
-        for row in history:
-            if row[0] in numbers:
-                filer.earlier(db, numbers[row[0]], Earlier(*row[1:]))
-
-    try:
-        catalog.write(change).result()
-    except (P2PStoreError, sqlite3.Error, TypeError, ValueError) as exc:
-        log.warning("Pins and earlier versions could not be taken over: %s", exc)
-
-
-def _rows(path: Path, query: str) -> Iterator[tuple[Any, ...]]:
-    """What a damaged database still gives."""
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
-            yield from db.execute(query)
-    except sqlite3.Error as exc:
-        log.info("%s is no longer readable: %s", path, exc)
