@@ -11,6 +11,7 @@ from p2pstore.placement.arrive import (
     swap_path,
 )
 from p2pstore.placement.claim import Claim, Identity, Phase, Turned, claim
+from p2pstore.placement.lay import Laid, lay_link, lay_placeholders
 from p2pstore.placement.replace import (
     SUFFIX,
     Placing,
@@ -43,6 +44,7 @@ __all__ = [
     "Doomed",
     "Fate",
     "Identity",
+    "Laid",
     "Landed",
     "Landing",
     "Phase",
@@ -57,6 +59,8 @@ __all__ = [
     "displace",
     "finish",
     "free_name",
+    "lay_link",
+    "lay_placeholders",
     "listing",
     "put_back",
     "read_placeholder",

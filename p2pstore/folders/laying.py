@@ -1,0 +1,94 @@
+"""LAYING OUT: a folder of which only the catalog knows gets its placeholders and links.
+
+After a recovery the folder is empty and paused, so that nothing is concluded from what lacks. Each
+row without anything on the disk gets its `.f`, or its link; a repetition goes on where the last one
+was cut short. What has a name already is left, and met by the scan afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from p2pstore.content import Keyring, open_manifest
+from p2pstore.placement import SUFFIX, Root, lay_link, lay_placeholders
+from p2pstore.store import Catalog, FileRow, State, files
+
+log = logging.getLogger(__name__)
+
+BATCH = 500  # a sync each; more unnamed files at once are slower, not faster
+
+
+class LaidOut(NamedTuple):
+    placeholders: int
+    links: int
+    failed: tuple[tuple[bytes, str], ...]  # paths that have no placeholder, and why
+
+
+def lay_out(
+    root: Root, catalog: Catalog, folder: int, ring: Keyring, tell: Callable[[int, int], None]
+) -> LaidOut:
+    """Lay out everything; `tell` hears (done, of how many). Blocks, for minutes perhaps."""
+    total = catalog.view(partial(_absent, folder))
+    placeholders = links = done = 0
+    failed: list[tuple[bytes, str]] = []
+    after = b""
+    while rows := catalog.view(partial(_page, folder, after)):
+        after = rows[-1].path
+        absent = [row for row in rows if not row.ino]
+        links += _lay_links(root, catalog, [row for row in absent if row.kind == files.Kind.LINK])
+        batch = [row for row in absent if row.state == State.PLACEHOLDER]
+        placeholders += _lay_batch(root, catalog, batch, ring, failed)
+        done += len(absent)
+        tell(done, total)
+    return LaidOut(placeholders, links, tuple(failed))
+
+
+def _page(folder: int, after: bytes, db: sqlite3.Connection) -> list[FileRow]:
+    states = (State.PLACEHOLDER, State.PROTECTED)
+    return files.page(db, folder, after=after, limit=BATCH, states=states)
+
+
+def _absent(folder: int, db: sqlite3.Connection) -> int:
+    query = "SELECT count(*) FROM files WHERE folder=? AND ino=0 AND state<>'deleted'"
+    return int(db.execute(query, (folder,)).fetchone()[0])
+
+
+def _lay_links(root: Root, catalog: Catalog, rows: Sequence[FileRow]) -> int:
+    made: list[tuple[int, str, int, int, int, int]] = []
+    for row in rows:
+        stat = lay_link(root, row.path, row.target)
+        if stat is not None:
+            identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            made.append((row.id, row.state, *identity))
+    catalog.write(lambda db: files.set_on_disk(db, made)).result()
+    return len(made)
+
+
+def _lay_batch(
+    root: Root,
+    catalog: Catalog,
+    rows: Sequence[FileRow],
+    ring: Keyring,
+    failed: list[tuple[bytes, str]],
+) -> int:
+    raws = catalog.view(lambda db: files.manifests(db, [row.id for row in rows]))
+    wanted: list[tuple[bytes, bytes, int]] = []
+    for row in rows:
+        raw = raws.get(row.id)
+        if raw is None:
+            failed.append((row.path, "its manifest has not been found yet"))
+        else:
+            wanted.append((row.path, raw, open_manifest(raw, ring).manifest.meta.mtime_ns))
+    laid, not_laid = lay_placeholders(root, wanted)
+    numbers = {row.path: row.id for row in rows}
+    on_disk = [(numbers[one.path], State.PLACEHOLDER, *one.identity) for one in laid]
+    catalog.write(lambda db: files.set_on_disk(db, on_disk)).result()
+    for path, reason in not_laid:
+        log.warning("%s has no placeholder: %s.", os.fsdecode(path + SUFFIX), reason)
+        failed.append((path, reason))
+    return len(laid)

@@ -1,0 +1,74 @@
+"""Placeholders, links and directories made anew where nothing is: after a recovery.
+
+Batched like `replace`: contents first, synced, then the names, synced; the other order leaves empty
+`.f` files at a power cut. What bears a name already is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from p2pstore.placement.claim import Identity
+from p2pstore.placement.replace import SUFFIX, unnamed, write_all
+from p2pstore.placement.root import Directories, Root
+from p2pstore.syscalls import link_fd
+
+MODE = 0o600
+
+
+class Laid(NamedTuple):
+    """A placeholder of ours that bears its name now, and what it is on the disk."""
+
+    path: bytes  # of the file that it stands for
+    identity: Identity
+
+
+def lay_placeholders(
+    root: Root, placeholders: Sequence[tuple[bytes, bytes, int]]
+) -> tuple[list[Laid], list[tuple[bytes, str]]]:
+    """Make `path.f` of each (path, bytes of its `.f`, mtime in ns), durably.
+
+    Returns those that were made, and why others were not: something has the name, the name is too
+    long. ENOSPC and the like end it; what was made before stays, and a repetition goes on.
+    """
+    made: list[tuple[bytes, int]] = []
+    failed: list[tuple[bytes, str]] = []
+    laid: list[Laid] = []
+    with Directories(root) as directories:
+        try:
+            for path, raw, mtime_ns in placeholders:
+                directory, name = directories.made_parent(path)
+                if len(name) + len(SUFFIX) > 255:
+                    failed.append((path, "name too long for .f"))
+                    continue
+                fd = unnamed(directory, MODE)
+                made.append((path, fd))
+                write_all(fd, raw)
+                os.utime(fd, ns=(mtime_ns, mtime_ns))
+            root.sync()
+            for path, fd in made:
+                directory, name = directories.parent(path)
+                try:
+                    link_fd(fd, directory, name + SUFFIX)
+                except FileExistsError:
+                    failed.append((path, "name.f is taken"))
+                else:
+                    laid.append(Laid(path, Identity.of(os.fstat(fd))))
+        finally:
+            for _, fd in made:
+                os.close(fd)
+        root.sync()
+    return laid, failed
+
+
+def lay_link(root: Root, path: bytes, target: bytes) -> os.stat_result | None:
+    """Make the symbolic link `path`; None when something has that name. Not synced by itself."""
+    with Directories(root) as directories:
+        directory, name = directories.made_parent(path)
+        try:
+            os.symlink(target, name, dir_fd=directory)
+        except FileExistsError:
+            return None
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)

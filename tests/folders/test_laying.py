@@ -1,0 +1,94 @@
+"""A folder of which only the catalog knows: as after a recovery."""
+
+from __future__ import annotations
+
+import os
+
+from p2pstore.folders.laying import BATCH, LaidOut, lay_out
+from p2pstore.store import FileRow, State, files
+from tests.faults.world import RING, World
+
+
+def lose_directory(made: World) -> None:
+    """Nothing of it is on the disk any more; the catalog knows so."""
+    for row in rows(made):
+        made.at(row.path + b".f").unlink(missing_ok=True)
+    absent = [(row.id, row.state, 0, 0, 0, 0) for row in rows(made)]
+    made.catalog.write(lambda db: files.set_on_disk(db, absent)).result()
+
+
+def rows(made: World) -> list[FileRow]:
+    return made.catalog.view(lambda db: list(files.walk(db, made.row)))
+
+
+def lay(made: World) -> LaidOut:
+    return lay_out(made.root, made.catalog, made.row, RING, lambda done, total: None)
+
+
+def replaced(made: World, *names: bytes) -> None:
+    for name in names:
+        made.write(name, b"content of " + name)
+        os.utime(made.at(name), ns=(10**18 + 7, 10**18 + 7))
+    assert made.replace(*names) == dict.fromkeys(names, "")
+    assert made.empty_trash() == []
+
+
+def test_every_placeholder_is_back_as_it_was(made: World) -> None:
+    names = (b"a", b"sub/deep/b", b"\xff\n", b"n" * 253)
+    replaced(made, *names)
+    before = {name: made.at(name + b".f").read_bytes() for name in names}
+    lose_directory(made)
+    assert lay(made) == LaidOut(4, 0, ())
+    assert {name: made.at(name + b".f").read_bytes() for name in names} == before
+    assert made.at(b"a.f").stat().st_mtime_ns == 10**18 + 7
+    brought = made.hydrate(*(name + b".f" for name in names))
+    assert [one.error for one in brought] == [None] * 4
+    assert made.at(b"sub/deep/b").read_bytes() == b"content of sub/deep/b"
+
+
+def test_the_catalog_knows_what_lies_there_now(made: World) -> None:
+    replaced(made, b"a")
+    lose_directory(made)
+    lay(made)
+    (row,) = rows(made)
+    there = made.at(b"a.f").stat()
+    on_record = (row.ino, row.size, row.mtime_ns, row.ctime_ns)
+    assert on_record == (there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns)
+    assert row.state == State.PLACEHOLDER
+
+
+def test_a_repetition_goes_on_and_makes_nothing_twice(made: World) -> None:
+    replaced(made, b"a", b"b")
+    lose_directory(made)
+    first, _ = rows(made)
+    lay(made)
+    made.at(b"a.f").unlink()
+    absent = [(first.id, first.state, 0, 0, 0, 0)]
+    made.catalog.write(lambda db: files.set_on_disk(db, absent)).result()
+    assert lay(made).placeholders == 1
+
+
+def test_what_has_the_name_is_left(made: World) -> None:
+    replaced(made, b"a")
+    lose_directory(made)
+    made.at(b"a.f").write_bytes(b"a Fortran program")
+    assert lay(made) == LaidOut(0, 0, ((b"a", "name.f is taken"),))
+    assert made.at(b"a.f").read_bytes() == b"a Fortran program"
+
+
+def test_links_come_back_as_links(made: World) -> None:
+    link = FileRow(made.row, b"sub/link", State.PROTECTED, "a link", kind="link", target=b"../a")
+    made.catalog.write(lambda db: files.upsert_many(db, [link])).result()
+    assert lay(made).links == 1
+    assert os.readlink(made.at(b"sub/link")) == "../a"
+    assert lay(made).links == 0, "its identity is known"
+
+
+def test_more_than_one_batch(made: World) -> None:
+    names = [b"%04d" % number for number in range(BATCH + 3)]
+    replaced(made, *names)
+    lose_directory(made)
+    heard: list[tuple[int, int]] = []
+    lay_out(made.root, made.catalog, made.row, RING, lambda *news: heard.append(news))
+    assert heard == [(BATCH, BATCH + 3), (BATCH + 3, BATCH + 3)]
+    assert all(made.at(name + b".f").exists() for name in names)
