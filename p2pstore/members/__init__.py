@@ -5,8 +5,18 @@ from p2pstore.members.group import Group, confirm, default_name, found, in_use, 
 from p2pstore.members.invite import Admitted, Invitations, Invited, Knock
 from p2pstore.members.joining import Joined, identity, join, newcomer
 from p2pstore.members.kept import KeptGroups
+from p2pstore.members.recovering import (
+    PAUSED,
+    Recovered,
+    Recovery,
+    is_cut_short,
+    is_recovering,
+    named_mistake,
+    recovered,
+)
 
 __all__ = [
+    "PAUSED",
     "Acknowledged",
     "Admitted",
     "Exchange",
@@ -17,12 +27,18 @@ __all__ = [
     "KeptGroups",
     "Knock",
     "Pulled",
+    "Recovered",
+    "Recovery",
     "confirm",
     "default_name",
     "found",
     "identity",
     "in_use",
     "is_begun",
+    "is_cut_short",
+    "is_recovering",
     "join",
+    "named_mistake",
     "newcomer",
+    "recovered",
 ]

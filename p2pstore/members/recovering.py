@@ -1,0 +1,326 @@
+"""RECOVERY from the 24 words: what holders keep of a group becomes a HOME that a node can run on.
+
+Words make the group's key, and that key a certificate for a device that nobody has heard of yet:
+every holder answers it as one of the group's. What holders keep, each the newest that it knows, is
+the group's state, whose secrets are sealed to the recovery key too, and the heads of its folders.
+
+The recovering device writes the next generation of the state, with itself as device and a new admin
+key; nobody is revoked by that. Of each folder it takes the newest head over as its own, signed
+anew, and makes the folder's directory; bundles, manifests and files follow when the node runs, as
+after the loss of a catalog. Folders of devices that are there themselves are left to them.
+
+The order in HOME: the mark `recovering`, the keys, heads, the list of folders, and the group's
+state last; with it HOME is complete. Whatever was cut short before that is begun anew. The mark is
+removed by the node, when every placeholder lies in its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from nacl.signing import SigningKey
+
+from p2pstore.config import FolderSettings
+from p2pstore.content import (
+    EpochKeys,
+    FolderNote,
+    Head,
+    Keyring,
+    Manifest,
+    encode_head,
+    note_of,
+    open_manifest,
+    seal_manifest,
+    sign_head,
+)
+from p2pstore.durable import replace_file
+from p2pstore.errors import (
+    FormatError,
+    NotAllowed,
+    P2PStoreError,
+    RemoteProtocolError,
+    Unavailable,
+    UsageError,
+)
+from p2pstore.home import DO_NOT_DELETE, Home, WatchedFolder
+from p2pstore.ids import FolderId, GroupId, NodeId, PublicKey, group_id_of, node_id_of
+from p2pstore.keys import (
+    GroupState,
+    Role,
+    amend,
+    group_signing_key,
+    merge,
+    public_key_of,
+    recovery_chain,
+    recovery_key,
+    recovery_tag,
+    root_of,
+    verify_chain,
+)
+from p2pstore.members.shelf import Shelved, open_head
+from p2pstore.net import STRANGER, Link
+from p2pstore.placement import Root
+from p2pstore.wire import VERSIONS, GetHeads, Heads, Hello
+
+log = logging.getLogger(__name__)
+
+MARK = "recovering"  # in HOME, until all placeholders are in their places
+PAUSED = "being recovered"  # why a folder waits meanwhile: nothing is concluded from what lacks
+NONCE = 24
+
+
+class Recovered(NamedTuple):
+    """What HOME has now."""
+
+    group_id: GroupId
+    name: str
+    folders: tuple[WatchedFolder, ...]
+    left: tuple[tuple[str, str], ...]  # (folder, device that has it itself)
+
+
+class _Found(NamedTuple):
+    """A head that may be taken over, opened."""
+
+    head: Head
+    manifest: Manifest
+    note: FolderNote
+
+
+class Recovery:
+    """One attempt, from the words to HOME; `ask` holders, then `settle`."""
+
+    def __init__(self, home: Home, words: str, *, name: str, network: str, now: float) -> None:
+        """UsageError: the words are none, or an identity lives in this HOME."""
+        self._root = root_of(words)
+        if home.exists and not is_cut_short(home):
+            raise UsageError(
+                f"{home.path} already has an identity. Recover into a new home: "
+                "p2pstore --home DIR recover"
+            )
+        self._home = home
+        self._name = name
+        self._network = network
+        self._now_ms = int(now * 1000)
+        self.device, self._admin = SigningKey.generate(), SigningKey.generate()
+        self.public = public_key_of(self.device)
+        self.node_id = node_id_of(self.public)
+        self._group = public_key_of(group_signing_key(self._root))
+        self.group_id = group_id_of(self._group)
+        self.tag = recovery_tag(self._root)
+        self._chain = recovery_chain(
+            self._root, device=self.device, admin=self._admin, name=name, now_ms=self._now_ms
+        )
+        self.state: GroupState | None = None
+        self._heads: dict[bytes, Shelved] = {}
+        self._answered: set[NodeId] = set()
+        self._groups_met: set[PublicKey] = set()
+
+    # -- holders ----------------------------------------------------------------------------------
+
+    def hello(self, record: bytes | None = None) -> Hello:
+        return Hello(
+            self._network,
+            VERSIONS,
+            self.public,
+            chain=self._chain,
+            name=self._name,
+            record=record,
+            group=self._group,
+        )
+
+    def role_of(self, hello: Hello) -> str:
+        """A peer's role, from the certificates that it shows."""
+        for chain in (hello.chain, *hello.friend_chains):
+            try:
+                return verify_chain(chain, self._group, frozenset(), hello.public_key).role.value
+            except P2PStoreError:
+                continue
+        return STRANGER
+
+    async def ask(self, link: Link) -> bool:
+        """Take what this peer keeps of the group; False when it keeps nothing."""
+        if link.hello.group is not None:
+            self._groups_met.add(link.hello.group)
+        try:
+            reply, _ = await link.request(GetHeads(self.group_id))
+        except NotAllowed:
+            return False
+        if not isinstance(reply, Heads):
+            raise RemoteProtocolError("GET_HEADS was answered with something else.")
+        took = self._take_states(reply.states, str(link))
+        for raw in reply.heads:
+            try:
+                self._heads[raw] = open_head(raw)
+            except P2PStoreError as exc:
+                log.warning("A head from %s was refused: %s", link, exc)
+        if took and link.role == Role.DEVICE.value:
+            self._answered.add(link.node_id)
+        return took
+
+    def _take_states(self, raws: Sequence[bytes], whose: str) -> bool:
+        took = False
+        for raw in raws:
+            try:
+                state = GroupState.decode(raw)
+                if state.group_public != self._group:
+                    raise FormatError("it is that of another group")
+                self.state = state if self.state is None else merge(self.state, state)
+                took = True
+            except P2PStoreError as exc:
+                log.warning("A group state from %s was refused: %s", whose, exc)
+        return took
+
+    def why_nobody(self, words: str) -> str | None:
+        """The wrong word, when the peers that were met belong to the group of nearly these."""
+        return named_mistake(words, self._groups_met)
+
+    # -- HOME -------------------------------------------------------------------------------------
+
+    def settle(
+        self,
+        place: Callable[[str, str], Path],
+        *,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> Recovered:
+        """Write HOME, durably; afterwards a node can run on it.
+
+        `place` chooses a folder's directory from its name and the path that it had ("": unknown).
+        Blocks. Unavailable before a holder has answered.
+        """
+        if self.state is None:
+            raise Unavailable("No holder of this group has answered yet.")
+        state = self.state.recovered(
+            self._root,
+            device=self.device,
+            admin=self._admin,
+            name=self._name,
+            now_ms=self._now_ms,
+            random=random,
+        )
+        secrets = state.open_recovery(recovery_key(self._root))
+        epochs = {e.epoch: EpochKeys.derive(e.epoch, e.secret) for e in secrets.epochs}
+        ring = Keyring(current=epochs[secrets.current.epoch], epochs=epochs, dedup=secrets.dedup)
+        chosen, left = self._choose(state, ring)
+        home = self._home
+        _clear(home)
+        home.make_directory()
+        replace_file(home.path / MARK, b"")
+        replace_file(home.path / "DO-NOT-DELETE.txt", DO_NOT_DELETE.encode(), mode=0o644)
+        home.save_device(self.device)
+        replace_file(home.path / "admin.key", bytes(self._admin))
+        home.write_incarnation(1)
+        chain = state.chain_of(self.public) or self._chain
+        folders: list[WatchedFolder] = []
+        for found in chosen:
+            raw = seal_manifest(found.manifest, ring.current, self.device, chain, random(NONCE))
+            head = Head(found.head.folder, self.node_id, 1, 1, raw)
+            signed = encode_head(sign_head(head, self.device, chain))
+            home.write_head(head.folder, self.node_id, signed)
+            folders.append(_make_folder(found, place))
+        home.write_folders(folders)
+        home.confirm_words()  # whoever typed them all has them
+        home.write_state(state.raw)
+        return Recovered(self.group_id, self._name, tuple(folders), left)
+
+    def _choose(
+        self, state: GroupState, ring: Keyring
+    ) -> tuple[list[_Found], tuple[tuple[str, str], ...]]:
+        """The newest head of each folder, and the folders that a device has which answered."""
+        found: dict[FolderId, list[_Found]] = {}
+        for shelved in self._heads.values():
+            one = _opened(shelved, state, ring)
+            if one is not None:
+                found.setdefault(one.head.folder, []).append(one)
+        chosen: list[_Found] = []
+        left: list[tuple[str, str]] = []
+        for heads in found.values():
+            newest = max(heads, key=lambda one: one.manifest.meta.mtime_ns)
+            there = {one.head.device for one in heads} & self._answered
+            if there:
+                left.append((_name(newest), _device_name(state, min(there))))
+            else:
+                chosen.append(newest)
+        chosen.sort(key=_name)
+        return chosen, tuple(sorted(left))
+
+
+def is_cut_short(home: Home) -> bool:
+    """Whether a recovery was begun here and HOME is not complete."""
+    return (home.path / MARK).exists() and not (home.path / "group.state").exists()
+
+
+def is_recovering(home: Home) -> bool:
+    """Whether HOME is complete, and placeholders may still be missing."""
+    return (home.path / MARK).exists() and (home.path / "group.state").exists()
+
+
+def recovered(home: Home) -> None:
+    """Every placeholder lies in its place."""
+    (home.path / MARK).unlink(missing_ok=True)
+
+
+def named_mistake(words: str, groups: set[PublicKey]) -> str | None:
+    """Which word is wrong, when one changed word makes them those of one of these groups."""
+    return amend(words, lambda root: public_key_of(group_signing_key(root)) in groups)
+
+
+def _clear(home: Home) -> None:
+    """Take away what an attempt left that was cut short; nothing was made with its keys."""
+    for name in ("device.key", "admin.key", "folders.json", "incarnation", "words.confirmed"):
+        (home.path / name).unlink(missing_ok=True)
+    shutil.rmtree(home.path / "heads", ignore_errors=True)
+
+
+def _opened(shelved: Shelved, state: GroupState, ring: Keyring) -> _Found | None:
+    """The head, when a device of the group signed it and the index that it names."""
+    signer = shelved.signed.signer
+    try:
+        certified = verify_chain(shelved.signed.chain, state.group_public, state.revoked, signer)
+        if certified.role not in (Role.DEVICE, Role.ADMIN):
+            raise FormatError("no device of the group signed it")
+        opened = open_manifest(shelved.head.manifest, ring)
+        if opened.signer != signer or opened.manifest.kind != "index":
+            raise FormatError("it does not name an index of its device")
+        return _Found(shelved.head, opened.manifest, note_of(opened.manifest.meta))
+    except P2PStoreError as exc:
+        log.warning("A head is not believed: %s", exc)
+        return None
+
+
+def _make_folder(found: _Found, place: Callable[[str, str], Path]) -> WatchedFolder:
+    name = _name(found)
+    path = place(name, os.fsdecode(found.note.path))
+    path.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()
+    Root.mark(path, found.head.folder)
+    return WatchedFolder(
+        folder_id=found.head.folder,
+        path=os.fspath(path),
+        name=name,
+        settings=_settings(found.note.settings),
+        paused=PAUSED,
+    )
+
+
+def _settings(raw: bytes) -> FolderSettings:
+    """As they were; another version's, or none, are the defaults: they decide about no content."""
+    try:
+        return msgspec.msgpack.decode(raw, type=FolderSettings) if raw else FolderSettings()
+    except msgspec.MsgspecError as exc:
+        log.warning("The settings of a folder cannot be read and are the default ones: %s", exc)
+        return FolderSettings()
+
+
+def _name(found: _Found) -> str:
+    return os.fsdecode(found.manifest.meta.name)
+
+
+def _device_name(state: GroupState, node_id: NodeId) -> str:
+    names = {node_id_of(c.subject): c.name for c in state.devices()}
+    return names.get(node_id, "another device")
