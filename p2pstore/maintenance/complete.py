@@ -101,15 +101,20 @@ async def complete_with_holdings(
     scanned afterwards when `files` or `doubtful` is not 0.
     """
     me = PublicKey(bytes(author.key.verify_key))
-    found = await _ask_holders(catalog, me, holdings)
+    found = _Found()
+    await _ask_holders(catalog, me, holdings, found)
     told = [raw async for raw in heads()]
     loop = asyncio.get_running_loop()
 
-    def work() -> Completed:
-        filing = _Filing(catalog, store, author, ring, judge, clock, source, loop, progress)
-        return filing.run(home, told, found)
+    def begin() -> _Filing:
+        return _Filing(catalog, store, author, ring, judge, clock, source, loop, progress)
 
-    return await in_thread(pool, work)
+    filing = await in_thread(pool, begin)
+    read = await in_thread(pool, filing.read, home, told)
+    if await in_thread(pool, catalog.view, _missing):
+        # Indexes that were read only now name bundles that other devices opened: who has those?
+        await _ask_holders(catalog, me, holdings, found)
+    return await in_thread(pool, filing.finish, read, found)
 
 
 # -- holdings --------------------------------------------------------------------------------------
@@ -124,8 +129,7 @@ class _Found:
         self.unnamed = 0
 
 
-async def _ask_holders(catalog: Catalog, me: PublicKey, holdings: Holdings) -> _Found:
-    found = _Found()
+async def _ask_holders(catalog: Catalog, me: PublicKey, holdings: Holdings, found: _Found) -> None:
     page: list[tuple[NodeId, Holding]] = []
     async for one in holdings():
         page.append(one)
@@ -133,7 +137,6 @@ async def _ask_holders(catalog: Catalog, me: PublicKey, holdings: Holdings) -> _
             await catalog.awrite(partial(_record, page, me, found))
             page = []
     await catalog.awrite(partial(_record, page, me, found))
-    return found
 
 
 def _record(
@@ -233,8 +236,16 @@ async def _blocks(source: BlockSource, wanted: Sequence[Wanted]) -> Mapping[Bloc
     return await source.blocks(wanted)
 
 
+class _Read(NamedTuple):
+    """What the second look at indexes came to."""
+
+    state: State
+    files: int  # filed by it
+    incarnation: int
+
+
 class _Filing:
-    """The second look at indexes, in a thread."""
+    """The second look at indexes; both halves in a thread."""
 
     def __init__(
         self,
@@ -262,7 +273,8 @@ class _Filing:
             report=lambda count: progress({"stage": "rebuild", "files": count}),
         )
 
-    def run(self, home: Home, told: Sequence[bytes], found: _Found) -> Completed:
+    def read(self, home: Home, told: Sequence[bytes]) -> _Read:
+        """File what the heads name; nothing is concluded from what is still missing."""
         filer = self._filer
         left = state(self._catalog) or State(self._now_ms, True, 0, home.incarnation())
         written = newest_heads(home.heads(), filer, self._ring)
@@ -285,13 +297,12 @@ class _Filing:
                 disk.close()
             if filer.unread > unread:
                 pending.append(entry.folder_id)
-        incarnation = home.incarnation()
         told_greatest = max(
             (one.head.incarnation for of in heads.values() for one in of), default=0
         )
+        incarnation = home.incarnation()
         if told_greatest >= incarnation:
             incarnation = raise_incarnation(home, told_greatest)
-        after = self._catalog.view(_files)
         done = State(
             left.at_ms,
             False,
@@ -300,23 +311,27 @@ class _Filing:
             folders=tuple(pending),
             heads=left.heads,
         )
+        return _Read(done, self._catalog.view(_files) - before, incarnation)
 
-        def finish(db: sqlite3.Connection) -> int:
-            save_state(db, done)
+    def finish(self, read: _Read, found: _Found) -> Completed:
+        """Holders have said all that they could: the rebuild is over."""
+
+        def change(db: sqlite3.Connection) -> int:
+            save_state(db, read.state)
             for name in blocks.roots_with(db, "rebuild:"):
-                if bytes.fromhex(name.removeprefix("rebuild:")) not in pending:
+                if bytes.fromhex(name.removeprefix("rebuild:")) not in read.state.folders:
                     blocks.drop_root(db, name)
             return _doubt(db)
 
-        doubtful = self._catalog.write(finish).result()
+        doubtful = self._catalog.write(change).result()
         return Completed(
             bundles=found.bundles,
             copies=found.copies,
             missing=self._catalog.view(_missing),
-            unread=filer.unread,
-            files=after - before,
+            unread=self._filer.unread,
+            files=read.files,
             doubtful=doubtful,
-            incarnation=incarnation,
+            incarnation=read.incarnation,
         )
 
     def _to_read(
