@@ -1,22 +1,25 @@
 """Small files of our own that are replaced whole and survive a power cut.
 
-Order: bytes, fsync of the file, rename over the old one, fsync of the directory. A reader sees the
-old content or the new one. Never used on a user's file: there nothing is renamed over.
+Order: bytes, fsync of the file, rename over the old one, fsync of the directory; for many files
+together: all bytes, one sync of the file system, all renames, one sync more. A reader sees the old
+content or the new one. Never used on a user's file: there nothing is renamed over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from p2pstore.syscalls import syncfs
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Make `path` hold `content`; when this returns it does so after a power cut too."""
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    temporary = _temporary(path)
     try:
-        with open(descriptor, "wb") as file:
+        with open(_create(temporary, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -26,6 +29,40 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             temporary.unlink()
         raise
     sync_directory(path.parent)
+
+
+def replace_files(contents: Mapping[Path, bytes]) -> None:
+    """The same for many files of one file system, at the price of two syncs of all of it.
+
+    An error or a power cut leaves each of them with its old content or its new one.
+    """
+    if not contents:
+        return
+    # Opened before the first write: errors are reported to who was there when they happened.
+    descriptor = os.open(next(iter(contents)).parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for path, content in contents.items():
+            with open(_create(_temporary(path), 0o600), "wb") as file:
+                file.write(content)
+        syncfs(descriptor)
+        for path in contents:
+            _temporary(path).rename(path)
+        syncfs(descriptor)
+    except BaseException:
+        for path in contents:
+            with contextlib.suppress(FileNotFoundError):
+                _temporary(path).unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _create(path: Path, mode: int) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
 
 
 def sync_directory(path: Path) -> None:

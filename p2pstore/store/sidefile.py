@@ -60,8 +60,12 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 def write_side(path: Path, side: SideFile) -> None:
     """Durable when this returns."""
+    replace_file(path, encode_side(side))
+
+
+def encode_side(side: SideFile) -> bytes:
     body = _ENCODER.encode(side)
-    replace_file(path, MAGIC + blake3(body).digest(length=16) + body)
+    return MAGIC + blake3(body).digest(length=16) + body
 
 
 def read_side(path: Path, bundle_id: BundleId) -> SideFile:

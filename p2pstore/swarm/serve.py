@@ -55,6 +55,8 @@ from p2pstore.wire import (
     Put,
     PutHeads,
     Release,
+    Renew,
+    Renewed,
     Stale,
     Unknown,
     Unlock,
@@ -121,6 +123,7 @@ class Server:
             Challenge: self._challenge,
             Lock: self._lock,
             Unlock: self._unlock,
+            Renew: self._renew,
             Release: self._release,
             LiveMapUpdate: self._live_map_update,
             Holdings: self._holdings,
@@ -236,6 +239,22 @@ class Server:
         keeper = self._shelf.promises if place.is_own else self._shelf.held
         await in_thread(self._pool, keeper.unlock, message.bundle, request.link.node_id)
         await request.reply(Ok())
+
+    async def _renew(self, request: Request, message: Renew) -> None:
+        self._gate.check(request.link, Ask.RENEW)
+        group = self._gate.group_of(request.link)
+        seqs = await in_thread(self._pool, self._make_longer, message, group)
+        await request.reply(Renewed(message.lease_s, tuple(seqs)))
+
+    def _make_longer(self, message: Renew, group: GroupId | None) -> list[int | None]:
+        """None for what belongs to another group, as for what is not here: it tells nothing.
+
+        What this node opened itself is None too: it has no lease, and may be evicted at any time.
+        """
+        if group is None:
+            return [None] * len(message.bundles)
+        until_ms = int((self._clock.wall() + message.lease_s) * 1000)
+        return self._shelf.held.renew(message.bundles, until_ms, group)
 
     async def _release(self, request: Request, message: Release) -> None:
         place = await self._admitted(request.link, Ask.RELEASE, message.bundle)

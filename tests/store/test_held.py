@@ -31,7 +31,7 @@ from p2pstore.errors import (
 )
 from p2pstore.ids import BundleId, NodeId, PublicKey, Tag, group_id_of
 from p2pstore.store import BundleDamaged, BundleMissing, HeldStore, StaleMap, StoreFailed, Upload
-from p2pstore.store import held as held_module
+from p2pstore.store.held import uploads as uploads_module
 from p2pstore.store.sidefile import MAGIC, read_side
 
 from .making import GROUP, KEY, OPENER, OTHER_KEY, blocks, header
@@ -280,7 +280,7 @@ def test_a_put_of_what_is_here_renews_it(store: HeldStore, open_store: Open) -> 
 
 
 def test_uploads_are_bounded(store: HeldStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held_module, "MAX_UPLOADS", 2)
+    monkeypatch.setattr(uploads_module, "MAX_UPLOADS", 2)
     first = store.begin_put(signed_list(listed("a")[0]), TAG, b"", LEASE)
     store.begin_put(signed_list(listed("b")[0]), TAG, b"", LEASE)
     with pytest.raises(Busy):
@@ -311,7 +311,7 @@ def test_a_full_disk_leaves_an_upload_that_goes_on(
         raise OSError(errno.ENOSPC, "no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(held_module.os, "pwrite", full)
+        patch.setattr(os, "pwrite", full)
         with pytest.raises(NoRoom):
             upload.write(0, made[0].block)
     send(upload, made)
@@ -475,10 +475,72 @@ def test_all_are_locked_after_a_rebuild(store: HeldStore, clock: ManualClock) ->
     store.lock_all()
     with pytest.raises(Busy):
         store.release(bundle_id)
-    store.renew(bundle_id, LEASE + 1)
+    store.renew([bundle_id], LEASE + 1, OURS)
     assert store.locked_for(bundle_id) == 600
     clock.advance(601)
     store.release(bundle_id)
+
+
+# Leases
+
+
+def test_leases_are_made_longer_in_bulk(store: HeldStore, open_store: Open) -> None:
+    names = [str(n) for n in range(5)]
+    ids = [put(store, name, number=1)[0].header.bundle_id for name in names]
+    store.add_grants(ids[1], [b"grant"])
+    store.lock(ids[2], NODE, seq=0)
+    later = LEASE + 30 * DAY_MS
+    assert store.renew([*ids, ids[0], BundleId(bytes(32))], later, OURS) == [0] * 6 + [None]
+    for seen in (store, open_store()):
+        assert [seen.side(one).lease_until_ms for one in ids] == [later] * 5
+        assert seen.side(ids[1]).grants == (b"grant",)
+        assert seen.locked_for(ids[2]) == 600
+
+
+def test_a_lease_is_never_made_shorter(store: HeldStore, open_store: Open) -> None:
+    bundle_id = put(store)[0].header.bundle_id
+    assert store.renew([bundle_id], LEASE - 1, OURS) == [0]
+    for seen in (store, open_store()):
+        assert seen.side(bundle_id).lease_until_ms == LEASE
+
+
+def test_nothing_is_promised_of_what_may_go(store: HeldStore) -> None:
+    released, leaving, damaged = (
+        put(store, name, number=2)[0].header.bundle_id for name in ("a", "b", "c")
+    )
+    store.release(released)
+    store.begin_removal(leaving)
+    store._table.note_damage(damaged)
+    assert store.renew([released, leaving, damaged], LEASE + DAY_MS, OURS) == [None] * 3
+    assert store.side(leaving).lease_until_ms == LEASE
+
+
+def test_a_group_renews_only_what_is_its_own(store: HeldStore) -> None:
+    bundle_id = put(store)[0].header.bundle_id
+    other = group_id_of(PublicKey(b"g" * 32))
+    assert store.renew([bundle_id], LEASE + DAY_MS, other) == [None]
+    assert store.side(bundle_id).lease_until_ms == LEASE
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_no_lease_is_made_longer_when_a_sync_fails(
+    store: HeldStore, open_store: Open, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    ids = [put(store, name, number=1)[0].header.bundle_id for name in ("a", "b")]
+    calls = itertools.count(1)
+
+    def fail(fd: int) -> None:
+        if next(calls) == nth:
+            raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "syncfs", fail)
+        with pytest.raises(StoreFailed):
+            store.renew(ids, LEASE + DAY_MS, OURS)
+    assert [held.lease_until_ms for held in store.list(OURS)[0]] == [LEASE, LEASE]
+    again = open_store()
+    assert [again.has(one) for one in ids] == [True, True], "each side file is whole"
+    assert not list((again.root / "sides").rglob("*.new"))
 
 
 # Live maps
@@ -567,6 +629,18 @@ def test_a_put_takes_a_released_bundle_back(store: HeldStore) -> None:
     assert wanted(upload) == []
     upload.finish()
     assert list(store.iter_live(bundle_id)) == [one.block for one in made]
+
+
+def test_what_was_moved_away_is_purged_before_its_time(store: HeldStore, open_store: Open) -> None:
+    gone, kept, held = (put(store, name, number=2)[0].header.bundle_id for name in ("a", "b", "c"))
+    store.release(gone)
+    store.release(kept)
+    assert store.purge_released([gone, held]) == [gone]
+    for seen in (store, open_store()):
+        assert set(seen.trashed()) == {kept}
+        assert seen.has(held)
+    with pytest.raises(BundleMissing):
+        store.take_back(gone)
 
 
 def test_a_crash_within_release_keeps_the_bundle(store: HeldStore, open_store: Open) -> None:
@@ -670,7 +744,7 @@ def test_a_crash_between_bundle_and_side_file_is_an_upload_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write_side", crash)
+        patch.setattr(store._table.sides, "write", crash)
         with pytest.raises(KeyboardInterrupt):
             upload.finish()
     again = open_store()
@@ -686,12 +760,13 @@ def test_no_promise_is_answered_before_its_side_file_is_synced(
 ) -> None:
     bundle_id = put(store)[0].header.bundle_id
     synced: list[str] = []
-    real = durable.os.fsync
-    monkeypatch.setattr(
-        durable.os,
-        "fsync",
-        lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)),
-    )
+    real = os.fsync
+
+    def noting(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", noting)
     store.lock(bundle_id, NODE, seq=0)
     assert any(name.endswith(".side.new") for name in synced)
     assert synced[-1] == str(side_path(store, bundle_id).parent)
