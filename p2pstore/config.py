@@ -116,6 +116,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float = 180 * DAY
     lock_s: float = 600.0
     fresh_proof_s: float = 600.0
+    vetting_s: float = DAY  # for how long a friend keeps copies before they count
     keep_free: int | None = None  # None: max(2 GiB, 5 % of the file system)
     offer: int | None = None  # to own devices; None: half of the room above keep-free
     offer_friends: int = 0
@@ -348,6 +349,7 @@ KEYS: Final[Mapping[str, _Key]] = {
     "lease": _Key("lease_s", _duration, format_duration, low=90 * DAY, high=400 * DAY),
     "lock": _Key("lock_s", _duration, format_duration, low=120, high=3600),
     "fresh_proof": _Key("fresh_proof_s", _duration, format_duration, low=60, high=3600),
+    "vetting": _Key("vetting_s", _duration, format_duration, high=365 * DAY),
     "keep_free": _Key("keep_free", _size_or_auto, _exact),
     "offer": _Key("offer", _size_or_auto, _exact),
     "offer_friends": _Key("offer_friends", _size, _exact),

@@ -147,6 +147,7 @@ def test_each_key_is_a_variable_and_survives_the_file(tmp_path: Path) -> None:
         "lease": "100d",
         "lock": "11m",
         "fresh_proof": "9m",
+        "vetting": "2d",
         "keep_free": "auto",
         "offer": "100GB",
         "offer_friends": "1GiB",

@@ -1,7 +1,19 @@
 """What we decide, and nothing of how it is done: pure functions of facts and `now`."""
 
 from p2pstore.policy.access import Ask, Need, may, need
-from p2pstore.policy.admission import admit_put, room_for_batch
+from p2pstore.policy.admission import admit_put, offer_to_friend, room_for_batch
+from p2pstore.policy.auditing import (
+    AUDITS_A_DAY,
+    Audit,
+    Auditable,
+    Budget,
+    Method,
+    audit_cost,
+    earned,
+    sample_of,
+    to_audit,
+    to_renew,
+)
 from p2pstore.policy.classes import (
     Entity,
     Treatment,
@@ -12,9 +24,6 @@ from p2pstore.policy.classes import (
     refuse_folder,
 )
 from p2pstore.policy.copies import (
-    Candidate,
-    Copy,
-    Holder,
     counted,
     counted_holders,
     eligible,
@@ -29,39 +38,111 @@ from p2pstore.policy.evict import (
     is_confirmed,
     why_not,
 )
+from p2pstore.policy.eviction import Evictable, room_wanted, to_evict
 from p2pstore.policy.masschange import is_mass_change
 from p2pstore.policy.opens import OpenGate
+from p2pstore.policy.placing import (
+    Candidate,
+    choose_holders,
+    house,
+    one_house,
+    reliability,
+    why_not_holder,
+)
+from p2pstore.policy.repair import (
+    Action,
+    BackOff,
+    Condition,
+    Verdict,
+    judge,
+    to_repair,
+    urgency,
+)
 from p2pstore.policy.rest import in_work_for
+from p2pstore.policy.standing import (
+    Copy,
+    Holder,
+    Standing,
+    is_barred,
+    is_disowned,
+    seen_by_us,
+    standing_of,
+)
+from p2pstore.policy.vetting import (
+    VETTING_AUDITS,
+    Vetting,
+    audit_failed,
+    audit_passed,
+    is_vetted,
+    vetting_begins,
+)
 
 __all__ = [
+    "AUDITS_A_DAY",
     "FRESH_PROOF_S",
     "LOCK_MARGIN_S",
+    "VETTING_AUDITS",
+    "Action",
     "Ask",
+    "Audit",
+    "Auditable",
+    "BackOff",
+    "Budget",
     "Candidate",
+    "Condition",
     "Confirmation",
     "Copy",
     "Entity",
+    "Evictable",
     "Facts",
     "Holder",
+    "Method",
     "Need",
     "OpenGate",
+    "Standing",
     "Treatment",
+    "Verdict",
+    "Vetting",
     "admit_put",
+    "audit_cost",
+    "audit_failed",
+    "audit_passed",
+    "choose_holders",
     "classify",
     "counted",
     "counted_holders",
+    "earned",
     "editor_marks",
     "eligible",
+    "house",
     "in_work_for",
+    "is_barred",
     "is_confirmed",
     "is_counted",
+    "is_disowned",
     "is_mass_change",
     "is_own",
+    "is_vetted",
+    "judge",
     "marks_repository",
     "may",
     "need",
+    "offer_to_friend",
+    "one_house",
     "refuse_folder",
+    "reliability",
     "room_for_batch",
+    "room_wanted",
+    "sample_of",
+    "seen_by_us",
+    "standing_of",
     "target",
+    "to_audit",
+    "to_evict",
+    "to_renew",
+    "to_repair",
+    "urgency",
+    "vetting_begins",
     "why_not",
+    "why_not_holder",
 ]

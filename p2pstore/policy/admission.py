@@ -2,6 +2,11 @@
 
 Checked before a byte is taken and again where bytes are written. A reason is short words for the
 peer or for `status`; None means yes.
+
+Who holds for me may store with me. A friend may use what the owner of this node grants to friends,
+and beyond it as much as that friend has proved to hold for us, up to what that friend offers. If it
+lets our bundles go, it can put nothing new here; what it has here already stays: its lease was
+promised.
 """
 
 from __future__ import annotations
@@ -21,6 +26,16 @@ def admit_put(size: int, offer: int, used_by_group: int, free: int, keep_free: i
     if free - size < keep_free:
         return "the disk is nearly full"
     return None
+
+
+def offer_to_friend(*, granted: int, proved_bytes: int, their_offer: int) -> int:
+    """Bytes that a friend's group may use here.
+
+    `granted`: the setting `offer_friends`. `proved_bytes`: of our bundles, live copies at nodes of
+    that group. `their_offer`: what that group says it lends to us; a holder that took more than it
+    offered is not owed more.
+    """
+    return max(granted, min(proved_bytes, their_offer), 0)
 
 
 def room_for_batch(batch: int, free: int, keep_free: int) -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from p2pstore.policy.copies import Copy, Holder, counted, counted_holders
+from p2pstore.policy.copies import counted, counted_holders
+from p2pstore.policy.standing import Copy, Holder
 
 FRESH_PROOF_S = 600.0
 LOCK_MARGIN_S = 60.0  # clocks of two machines run apart, and the unlink takes a moment

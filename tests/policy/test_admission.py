@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pstore.policy import admit_put, room_for_batch
+from p2pstore.policy import admit_put, offer_to_friend, room_for_batch
 
 BYTES = st.integers(0, 1 << 50)
 
@@ -27,3 +27,16 @@ def test_the_last_byte_of_offer_and_room_may_be_used() -> None:
 def test_a_batch_needs_twice_its_size() -> None:
     assert room_for_batch(10, 70, 50)
     assert not room_for_batch(10, 69, 50)
+
+
+def test_who_holds_for_us_may_store_with_us() -> None:
+    assert offer_to_friend(granted=0, proved_bytes=0, their_offer=50) == 0
+    assert offer_to_friend(granted=0, proved_bytes=30, their_offer=50) == 30
+    assert offer_to_friend(granted=0, proved_bytes=80, their_offer=50) == 50
+    assert offer_to_friend(granted=100, proved_bytes=30, their_offer=50) == 100
+
+
+@given(BYTES, BYTES, BYTES)
+def test_a_friend_is_never_lent_less_than_was_granted(granted: int, held: int, offer: int) -> None:
+    lent = offer_to_friend(granted=granted, proved_bytes=held, their_offer=offer)
+    assert granted <= lent <= max(granted, held, 0)

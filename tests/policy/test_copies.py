@@ -33,9 +33,14 @@ def test_each_own_node_counts_once() -> None:
 
 
 def test_one_friend_counts_once_however_many_nodes() -> None:
-    friends = [Holder(bytes([n]), "friend", owner=b"anna") for n in range(5)]
+    friends = [Holder(bytes([n]), "friend", owner=b"anna", vetted=True) for n in range(5)]
     assert counted_holders(friends) == 1
-    assert counted_holders([*friends, Holder(b"9", "friend", owner=b"ben")]) == 2
+    assert counted_holders([*friends, Holder(b"9", "friend", owner=b"ben", vetted=True)]) == 2
+
+
+def test_a_friend_counts_after_vetting_an_own_device_at_once() -> None:
+    assert counted_holders([Holder(b"9", "friend", owner=b"ben")]) == 0
+    assert counted_holders([Holder(b"9", "device"), Holder(b"8", "admin")]) == 2
 
 
 def test_strangers_count_by_network_after_vetting() -> None:
@@ -68,6 +73,9 @@ def test_a_copy_counts_from_its_proof_until_it_fails_or_its_lease_ends() -> None
     assert counted([good._replace(proved_at=None)], NOW) == 0
     assert counted([good._replace(failed=True)], NOW) == 0
     assert counted([good._replace(lease_until=NOW)], NOW) == 0
+    away = good.holder._replace(last_seen=NOW - 86_400)
+    assert counted([good._replace(holder=away)], NOW) == 0
+    assert counted([good._replace(holder=away)], NOW - 1) == 1
 
 
 def test_who_may_come_to_hold_something() -> None:
@@ -76,6 +84,8 @@ def test_who_may_come_to_hold_something() -> None:
     assert eligible([good._replace(offer=0)], NOW) == 0
     assert eligible([good._replace(revoked=True)], NOW) == 0
     assert eligible([good._replace(last_seen=NOW - 15 * 86_400)], NOW) == 0
+    assert eligible([good._replace(leaving=True)], NOW) == 0
+    assert eligible([good._replace(holder=Holder(b"1", "friend", owner=b"anna"))], NOW) == 1
     assert eligible([good._replace(holder=Holder(b"1", "stranger", vetted=True))], NOW) == 0
 
 

@@ -94,7 +94,7 @@ def test_a_proof_counts_fresh_and_under_a_lock_that_lasts(change: dict[str, floa
 
 
 def test_one_friend_with_two_nodes_is_one_holder() -> None:
-    friends = [Holder(bytes([n]), "friend", owner=b"anna") for n in (1, 2)]
+    friends = [Holder(bytes([n]), "friend", owner=b"anna", vetted=True) for n in (1, 2)]
     confirmations = [confirmation(1)._replace(holder=friend) for friend in friends]
     assert "1 of 2 holders proved" in reasons(confirmations=confirmations)[0]
 
