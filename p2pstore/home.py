@@ -9,6 +9,7 @@
     incarnation         decimal; raised at each rebuild or restore, never lowered
     folders.json        the watched folders: id, path, name, settings, marker
     heads/              the newest head of each folder and device, one file each
+    recovering          empty; a recovery from the words is not finished
     lock                held (flock) by the one process that works here
     catalog.sqlite, bundles/, held/, peers.json, dht.state belong to other modules
     DO-NOT-DELETE.txt   says why
@@ -42,6 +43,10 @@ and pieces that this computer keeps for others. Deleting it can destroy files fo
 
 To stop using p2pstore and get every file back:   p2pstore leave
 """
+
+
+RECOVERING = "being recovered"
+"""Why a folder is paused whose placeholders are still to be laid out (WatchedFolder.paused)."""
 
 
 class WatchedFolder(msgspec.Struct, frozen=True, kw_only=True):

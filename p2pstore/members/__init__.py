@@ -6,7 +6,6 @@ from p2pstore.members.invite import Admitted, Invitations, Invited, Knock
 from p2pstore.members.joining import Joined, identity, join, newcomer
 from p2pstore.members.kept import KeptGroups
 from p2pstore.members.recovering import (
-    PAUSED,
     Recovered,
     Recovery,
     is_cut_short,
@@ -16,7 +15,6 @@ from p2pstore.members.recovering import (
 )
 
 __all__ = [
-    "PAUSED",
     "Acknowledged",
     "Admitted",
     "Exchange",

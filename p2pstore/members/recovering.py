@@ -48,7 +48,7 @@ from p2pstore.errors import (
     Unavailable,
     UsageError,
 )
-from p2pstore.home import DO_NOT_DELETE, Home, WatchedFolder
+from p2pstore.home import DO_NOT_DELETE, RECOVERING, Home, WatchedFolder
 from p2pstore.ids import FolderId, GroupId, NodeId, PublicKey, group_id_of, node_id_of
 from p2pstore.keys import (
     GroupState,
@@ -71,7 +71,6 @@ from p2pstore.wire import VERSIONS, GetHeads, Heads, Hello
 log = logging.getLogger(__name__)
 
 MARK = "recovering"  # in HOME, until all placeholders are in their places
-PAUSED = "being recovered"  # why a folder waits meanwhile: nothing is concluded from what lacks
 NONCE = 24
 
 
@@ -304,7 +303,7 @@ def _make_folder(found: _Found, place: Callable[[str, str], Path]) -> WatchedFol
         path=os.fspath(path),
         name=name,
         settings=_settings(found.note.settings),
-        paused=PAUSED,
+        paused=RECOVERING,
     )
 
 

@@ -25,11 +25,10 @@ from p2pstore.content import (
     verify_head,
 )
 from p2pstore.errors import Unavailable, UsageError
-from p2pstore.home import Home
+from p2pstore.home import RECOVERING, Home
 from p2pstore.ids import FileId, FolderId
 from p2pstore.keys import Role, public_key_of, root_of, words_of
 from p2pstore.members import (
-    PAUSED,
     Group,
     Recovery,
     found,
@@ -147,7 +146,7 @@ async def test_a_folder_is_taken_over_with_its_settings_and_waits(world: World) 
     await attempt.ask(nas)
     group = attempt.settle()
     (folder,) = attempt.home.folders()
-    assert (folder.folder_id, folder.name, folder.paused) == (FOLDER, "Vault", PAUSED)
+    assert (folder.folder_id, folder.name, folder.paused) == (FOLDER, "Vault", RECOVERING)
     assert folder.settings.exclude == ("*.iso",)
     marker = Path(folder.path) / ".p2pstore" / "folder"
     assert marker.read_text().strip() == FOLDER.hex()
