@@ -13,7 +13,8 @@ from pathlib import Path
 
 from p2pstore.clock import Clock
 from p2pstore.errors import P2PStoreError
-from p2pstore.folders.service import DiskRoom, Folders
+from p2pstore.folders.room import DiskRoom
+from p2pstore.folders.service import Folders
 from p2pstore.placement import SUFFIX
 from p2pstore.policy import OpenGate
 from p2pstore.store import Catalog, FileRow, State, files

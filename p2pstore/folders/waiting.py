@@ -1,7 +1,8 @@
 """Which paths wait for what: to come to rest, to be tried again, to be taken.
 
 Pure bookkeeping for one folder. `due` gives out what has rested; a path that changes begins anew.
-Memory is one entry for each path that is neither settled nor known to the catalog as it is.
+A forced one does not wait, until it has been judged. Memory is one entry for each path that is
+neither settled nor known to the catalog as it is.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Waiting:
         self._rest: dict[bytes, Rest] = {}
         self._heap: list[tuple[float, bytes]] = []
         self._active = Tally()  # kept up: it is asked after every batch
+        self._forced: set[bytes] = set()
 
     def __len__(self) -> int:
         return len(self._rest)
@@ -44,12 +46,13 @@ class Waiting:
         known = self._rest.get(path)
         if known is not None and known.identity == identity and not known.reason:
             return
-        self._put(path, Rest(identity, "", now + settle))
+        due = now if path in self._forced else now + settle
+        self._put(path, Rest(identity, "", due))
 
     def touch(self, path: bytes, *, now: float, settle: float) -> None:
         """An event named it: the rest begins anew, whatever it looks like."""
         known = self._rest.get(path)
-        if known is not None:
+        if known is not None and path not in self._forced:
             self._put(path, known._replace(due=now + settle, reason=""))
 
     def defer(self, path: bytes, identity: Identity, reason: str, *, until: float) -> None:
@@ -62,8 +65,35 @@ class Waiting:
             if not rest.reason and rest.due > now + settle:
                 self._put(path, rest._replace(due=now + settle))
 
+    def force(self, path: bytes, *, now: float, identity: Identity | None = None) -> None:
+        """Due now, however it waits; known as `identity` if it did not wait at all."""
+        known = self._rest.get(path)
+        if identity is None and known is not None:
+            identity = known.identity
+        if identity is not None:
+            self._forced.add(path)
+            self._put(path, Rest(identity, "", now))
+
+    def take_forced(self, path: bytes) -> bool:
+        """Whether it was forced; that is used up by the judgement that asks."""
+        if path not in self._forced:
+            return False
+        self._forced.remove(path)
+        return True
+
+    def has_forced(self) -> bool:
+        """Something that was to go now has not been judged yet."""
+        return bool(self._forced)
+
     def drop(self, path: bytes) -> None:
+        self._forced.discard(path)
         self._take_out(path)
+
+    def clear(self) -> None:
+        self._rest.clear()
+        self._heap.clear()
+        self._forced.clear()
+        self._active = Tally()
 
     def due(self, now: float, limit: int) -> list[tuple[bytes, Rest]]:
         """At most `limit` paths that rested long enough; they are taken out."""
@@ -75,14 +105,6 @@ class Waiting:
                 self._take_out(path)
                 found.append((path, rest))
         return found
-
-    def hurry(self, path: bytes, *, now: float) -> bool:
-        """Make it due now; False when it does not wait."""
-        known = self._rest.get(path)
-        if known is None:
-            return False
-        self._put(path, known._replace(due=now))
-        return True
 
     def below(self, path: bytes) -> list[bytes]:
         """Those at `path` or beneath it; all for the empty path."""

@@ -68,6 +68,7 @@ class Node:
         self.clock = clock or SystemClock()
         self.started = self.clock.wall()
         self.ui: str | None = None
+        self.completed = asyncio.Event()  # the catalog knows what holders could tell
         self.group = Group(home)
         self.seal_pool = ThreadPoolExecutor(os.cpu_count() or 2, "seal")
         self.pool = ThreadPoolExecutor(BATCH_THREADS, "work")
@@ -177,6 +178,8 @@ class Node:
             gone=lambda _: None,  # what is not announced again is forgotten by the DHT
         )
         maintenance.rebuilding = self.is_rebuilding()
+        if not maintenance.rebuilding:
+            self.completed.set()
         return maintenance
 
     async def _blocks_of(self, raw: bytes) -> list[Wanted]:
@@ -192,7 +195,6 @@ class Node:
         return Folders(
             home=self.home,
             config=self.config,
-            room=self.room,
             bringing=Bringing(
                 restore=self.restore,
                 catalog=self.catalog,

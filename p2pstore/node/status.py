@@ -131,7 +131,7 @@ def file_lines(node: Node, path: str, counted: Mapping[int, int]) -> list[Json]:
         return [_unknown(path, "lies in no watched folder")]
     folder, relative = found
     states = tuple(state for state in State if state is not State.DELETED)
-    rows = node.folders.rows_below(folder, relative, states)[:10_000]
+    rows = folder.rows_below(relative, states)[:10_000]
     if not rows:
         return [_unwritten(folder, path, relative)]
 
@@ -164,7 +164,7 @@ def _file_line(
 def _unwritten(folder: Folder, path: str, relative: bytes) -> Json:
     """A path that the catalog has not yet."""
     reason = folder.waiting.reason(relative)
-    if reason is not None or relative in folder.in_flight:
+    if reason is not None or folder.is_in_flight(relative):
         line = _unknown(path, reason or "comes to rest")
         return {**line, "state": "pending", "min_copies": folder.settings.min_copies}
     there = os.path.lexists(path)

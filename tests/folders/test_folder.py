@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from p2pstore.folders import folder as folder_module
+from p2pstore.folders import batching
 from p2pstore.placement import Root
 from p2pstore.store import State, blocks, files
 from p2pstore.watch import Seen
@@ -273,7 +273,7 @@ async def test_trash_that_cannot_be_emptied_does_not_end_the_watch(
         tried.append(True)
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("p2pstore.folders.folder.empty", broken)
+    monkeypatch.setattr("p2pstore.folders.trash.empty", broken)
     made.write("one", b"content")
     await watched.until(lambda: bool(tried))
     made.write("two", b"content of another")
@@ -295,13 +295,13 @@ async def test_a_folder_is_never_called_settled_between_rest_and_batch(
 ) -> None:
     """What was taken out of the waiting room and is not in a batch yet is on its way."""
     claims: list[bool] = []
-    real = folder_module.still
+    real = batching.still
 
     def looked_at(root: Root, paths: Iterable[bytes]) -> dict[bytes, Seen]:
         claims.append(watched.folder.is_settled())
         return real(root, paths)
 
-    monkeypatch.setattr(folder_module, "still", looked_at)
+    monkeypatch.setattr(batching, "still", looked_at)
     made = watched.world
     made.write("one", b"content")
     await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)

@@ -59,12 +59,34 @@ def test_what_waits_for_a_reason_is_not_active() -> None:
     assert waiting.reason(b"b") == "open in another program"
 
 
-def test_hurry_makes_a_deferred_path_due_now() -> None:
+def test_force_makes_a_deferred_path_due_now_until_it_is_judged() -> None:
     waiting = Waiting()
     waiting.defer(b"a", identity(), "in work", until=86_400)
-    assert waiting.hurry(b"a", now=10)
+    waiting.force(b"a", now=10)
+    waiting.touch(b"a", now=10, settle=5)
     assert names(waiting, 10) == [b"a"]
-    assert not waiting.hurry(b"b", now=10)
+    # Taken out to be looked at, and not judged yet: whoever waits for it goes on waiting.
+    assert waiting.has_forced()
+    waiting.observe(b"a", identity(2), now=11, settle=5)
+    assert names(waiting, 11) == [b"a"]
+    assert waiting.take_forced(b"a")
+    assert not waiting.take_forced(b"a")
+    assert not waiting.has_forced()
+
+
+def test_force_needs_to_know_what_does_not_wait() -> None:
+    waiting = Waiting()
+    waiting.force(b"a", now=10)
+    assert not waiting.has_forced()
+    waiting.force(b"a", now=10, identity=identity())
+    assert names(waiting, 10) == [b"a"]
+
+
+def test_what_is_gone_is_not_forced_any_more() -> None:
+    waiting = Waiting()
+    waiting.force(b"a", now=10, identity=identity())
+    waiting.drop(b"a")
+    assert not waiting.has_forced()
 
 
 def test_below_names_a_path_and_what_lies_beneath_it() -> None:

@@ -1,0 +1,234 @@
+"""What the owner asks for single files and trees: bring back, replace now, pin, undelete.
+
+Paths are as he types them, with or without `.f`; a directory means everything below it. Answers
+name files absolutely.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from p2pstore.errors import Unavailable, UsageError
+from p2pstore.folders.bringing import Bringing, Brought, Placeholder
+from p2pstore.folders.emptying import clean_up
+from p2pstore.folders.folder import Folder
+from p2pstore.folders.parts import Parts
+from p2pstore.folders.reconcile import disk_name
+from p2pstore.folders.registry import Registry
+from p2pstore.ids import FolderId
+from p2pstore.placement import SUFFIX, Root, write_placeholder
+from p2pstore.store import State, files
+
+Progress = Callable[[dict[str, Any]], None]
+POLL_S = 0.2
+
+
+class Contents:
+    def __init__(self, *, registry: Registry, parts: Parts, bringing: Bringing) -> None:
+        self._registry = registry
+        self._parts = parts
+        self._bringing = bringing
+        self._landing: set[bytes] = set()  # absolute names of placeholders on their way back
+
+    def is_landing(self, name: bytes) -> bool:
+        """Whether the placeholder of this absolute name is being brought back."""
+        return name in self._landing
+
+    # -- bring back -------------------------------------------------------------------------------
+
+    async def hydrate(self, paths: Sequence[str], progress: Progress) -> list[Brought]:
+        """Bring originals back; every path is tried."""
+        results: list[Brought] = []
+        for path in paths:
+            found = self._registry.of(path)
+            if found is None:
+                results += [brought async for brought in self._outside(path)]
+            else:
+                results += [brought async for brought in self._inside(*found, progress)]
+        return results
+
+    async def _inside(
+        self, folder: Folder, path: bytes, progress: Progress
+    ) -> AsyncIterator[Brought]:
+        root = folder.root
+        if root is None:
+            raise Unavailable(f"{folder.path} is not there.")
+        whole = os.fsencode(folder.path) + b"/"
+        placeholders = await folder.in_thread(_placeholders, folder, path)
+        placeholders = [p for p in placeholders if whole + p.name not in self._landing]
+        tell = _Tally(placeholders, progress)
+        names = {whole + p.name for p in placeholders}
+        self._landing |= names
+        for name in names:
+            self._parts.opens.mark_own(name)
+        folder.begin_ours(p.target for p in placeholders)
+        try:
+            async for brought in self._bringing.bring(root, placeholders, tell.advance):
+                if brought.trash is not None:
+                    folder.trash_waits(brought.trash)
+                folder.end_ours((brought.placeholder.target,))
+                if brought.path:
+                    folder.note(brought.path)
+                    brought = brought._replace(path=whole + brought.path)
+                yield brought
+        finally:
+            self._landing -= names
+            folder.end_ours(p.target for p in placeholders)
+
+    async def _outside(self, path: str) -> AsyncIterator[Brought]:
+        """A `.f` outside every watched folder: the original is written beside it."""
+        parts = self._parts
+        directory, name = os.path.split(os.path.abspath(path))
+        root = await asyncio.to_thread(Root, Path(os.path.realpath(directory)), FolderId(bytes(16)))
+        placeholder = Placeholder(os.fsencode(name), None)
+        try:
+            async for brought in self._bringing.bring(root, [placeholder], lambda _n, _size: None):
+                if brought.trash is not None:
+                    await asyncio.to_thread(
+                        clean_up, root, brought.trash, parts.catalog, parts.store, parts.keeper
+                    )
+                if brought.path:
+                    brought = brought._replace(path=os.fsencode(root.path) + b"/" + brought.path)
+                yield brought
+        finally:
+            root.close()
+
+    # -- replace now ------------------------------------------------------------------------------
+
+    async def dehydrate(self, paths: Sequence[str], progress: Progress) -> dict[str, str]:
+        """Replace now; path -> why it stays, empty when it was replaced."""
+        asked = [(*self._registry.need(path), path) for path in paths]
+        for folder, relative, _ in asked:
+            folder.force(await folder.in_thread(folder.rows_below, relative, (State.PROTECTED,)))
+            folder.force_new(relative)
+        await _settled({folder.folder_id: folder for folder, _, _ in asked}.values(), progress)
+        results: dict[str, str] = {}
+        for folder, relative, path in asked:
+            states = (State.PROTECTED, State.PLACEHOLDER)
+            rows = await folder.in_thread(folder.rows_below, relative, states)
+            for row in rows:
+                stays = row.reason or folder.waiting.reason(row.path) or "it is being protected"
+                whole = os.path.join(folder.path, os.fsdecode(row.path))
+                results[whole] = "" if row.state == State.PLACEHOLDER else stays
+            if not rows and not os.path.isdir(path):
+                results[path] = folder.waiting.reason(relative) or "there is no such file"
+        return results
+
+    # -- pin and undelete -------------------------------------------------------------------------
+
+    async def pin(self, paths: Sequence[str], pinned: bool, progress: Progress) -> list[Brought]:
+        brought = await self.hydrate(paths, progress) if pinned else []
+        for path in paths:
+            folder, relative = self._registry.need(path)
+            states = (State.PROTECTED, State.PLACEHOLDER)
+            rows = await folder.in_thread(folder.rows_below, relative, states)
+            await self._parts.catalog.awrite(partial(_set_pinned, [row.id for row in rows], pinned))
+            folder.ask_rescan("pins changed", judge_anew=True)
+        return brought
+
+    async def undelete(self, path: str) -> str:
+        """The placeholder of a deleted path, or of everything deleted below it, comes back."""
+        folder, relative = self._registry.need(path)
+        root = folder.root
+        if root is None:
+            raise Unavailable(f"{folder.path} is not there.")
+        find = partial(_deleted, folder.row, relative)
+        entries = await folder.in_thread(self._parts.catalog.view, find)
+        if not entries:
+            raise UsageError(
+                f"{path} is not among the deleted files of {folder.path}. "
+                "What was deleted just now is known after some seconds; try again."
+            )
+        for entry in entries:
+            on_disk = await folder.in_thread(_put_back, root, entry)
+            version = folder.next_version_at(entry.path)
+            await self._parts.catalog.awrite(partial(_undelete, entry.id, version, on_disk))
+        self._parts.protected()
+        return os.path.join(folder.path, os.fsdecode(entries[0].path + SUFFIX))
+
+
+class _Tally:
+    """Adds up what came back, for the one who waits."""
+
+    def __init__(self, placeholders: Sequence[Placeholder], progress: Progress) -> None:
+        self._progress = progress
+        self._files, self._bytes = 0, 0
+        self._files_total = len(placeholders)
+        self._bytes_total = sum(p.row.file_size for p in placeholders if p.row is not None)
+
+    def advance(self, count: int, size: int) -> None:
+        self._files += count
+        self._bytes += size
+        self._progress(
+            {
+                "stage": "hydrate",
+                "files": self._files,
+                "files_total": self._files_total,
+                "bytes": self._bytes,
+                "bytes_total": self._bytes_total,
+            }
+        )
+
+
+def _placeholders(folder: Folder, path: bytes) -> list[Placeholder]:
+    """What there is to bring back at a path; nothing when the original is there already."""
+    rows = folder.rows_below(path, (State.PLACEHOLDER, State.CONFLICT))
+    if rows or not path or os.path.isdir(os.fsencode(folder.path) + b"/" + path):
+        return [Placeholder(disk_name(row.path, row.state), row) for row in rows]
+    if folder.rows_below(path, (State.PROTECTED,)):
+        return []
+    return [Placeholder(path, None)]  # not looked at yet, or copied in just now
+
+
+async def _settled(asked: Collection[Folder], progress: Progress) -> None:
+    """Wait until nothing that was forced in these folders is on its way any more."""
+    most = sum(folder.pending() for folder in asked)
+    while any(not folder.is_settled() or folder.waiting.has_forced() for folder in asked):
+        for folder in asked:
+            if folder.is_paused:
+                raise Unavailable(f"{folder.path} is paused: {folder.entry.paused}")
+        left = sum(folder.pending() for folder in asked)
+        most = max(most, left)
+        progress({"stage": "replace", "files": most - left, "files_total": most})
+        await asyncio.sleep(POLL_S)
+
+
+def _set_pinned(ids: Sequence[int], pinned: bool, db: sqlite3.Connection) -> None:
+    files.set_pinned(db, ids, pinned)
+
+
+def _deleted(folder: int, path: bytes, db: sqlite3.Connection) -> list[files.HistoryRow]:
+    """The last version of what was deleted at a path, or of each file deleted below it."""
+    for name in (path, path.removesuffix(SUFFIX)):
+        row = files.get(db, folder, name)
+        if row is not None and row.state == State.DELETED:
+            return [past for past in files.history(db, folder, name) if past.why == "deleted"][:1]
+    return files.deleted_beneath(db, folder, path)
+
+
+def _put_back(root: Root, entry: files.HistoryRow) -> files.Identity:
+    """Write the placeholder of a deleted version; what the catalog will say of it."""
+    name = entry.path + SUFFIX
+    write_placeholder(root, name, entry.manifest)
+    stat = os.stat(os.fsencode(root.path) + b"/" + name, follow_symlinks=False)
+    return files.Identity(
+        entry.path,
+        stat.st_ino,
+        stat.st_size,
+        stat.st_mtime_ns,
+        stat.st_ctime_ns,
+        State.PLACEHOLDER,
+        0,
+    )
+
+
+def _undelete(
+    entry: int, version: bytes, on_disk: files.Identity, db: sqlite3.Connection
+) -> int | None:
+    return files.undelete(db, entry, version, on_disk)
