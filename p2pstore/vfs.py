@@ -8,10 +8,10 @@ changes a watched folder.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import aiofiles
@@ -20,6 +20,7 @@ from p2pstore.content import MAX_READ, Manifest, Opened, looks_like_manifest
 from p2pstore.errors import FormatError, NoRoom, UsageError
 from p2pstore.ids import BundleId, FolderId
 from p2pstore.restore import Restore, Wanted
+from p2pstore.sandbox import cannot_write
 from p2pstore.store import Catalog, FileRow, State, blocks, files, folders
 
 _ZEROS = bytes(1 << 20)
@@ -152,19 +153,24 @@ class Vfs:
         if os.path.isdir(target):
             target = os.path.join(target, os.fsdecode(manifest.meta.name))
         await asyncio.to_thread(_reserve, target, manifest.meta.size)
-        temporary = f"{target}.p2pstore.part"
+        # A short name: the target's own may have all the bytes that a name can have.
+        temporary = os.path.join(os.path.dirname(target), f".{os.urandom(8).hex()}.p2pstore.part")
         try:
             async with aiofiles.open(temporary, "xb", buffering=0) as file:
-                async for pieces in self._restore.stream(manifest):
-                    await asyncio.to_thread(_write, file.fileno(), pieces)
-                await asyncio.to_thread(_settle, file.fileno(), manifest)
-            await asyncio.to_thread(os.link, temporary, target)
+                try:
+                    async for pieces in self._restore.stream(manifest):
+                        await asyncio.to_thread(_write, file.fileno(), pieces)
+                    await asyncio.to_thread(_settle, file.fileno(), manifest)
+                    await asyncio.to_thread(os.link, temporary, target)
+                finally:
+                    os.unlink(temporary)
         except FileExistsError as exc:
             raise UsageError(
                 f"{exc.filename2 or exc.filename} exists; choose another name."
             ) from exc
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        except OSError as exc:
+            failed = NoRoom if exc.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
+            raise failed(cannot_write(target, exc)) from exc
         return target, manifest.meta.size
 
     async def inspect(self, path: str) -> Inspection:
@@ -211,7 +217,10 @@ def _zeros(count: int) -> list[bytes]:
 def _reserve(target: str, size: int) -> None:
     if os.path.lexists(target):
         raise UsageError(f"{target} exists; choose another name.")
-    usage = os.statvfs(os.path.dirname(os.path.abspath(target)))
+    try:
+        usage = os.statvfs(os.path.dirname(os.path.abspath(target)))
+    except OSError as exc:
+        raise UsageError(cannot_write(target, exc)) from exc
     if usage.f_bavail * usage.f_frsize < size:
         raise NoRoom(f"{target} needs {size} bytes; there is less room.")
 

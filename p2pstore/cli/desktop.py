@@ -15,8 +15,8 @@ import subprocess
 from importlib import resources
 from pathlib import Path
 
-from p2pstore.cli.service import program
 from p2pstore.errors import UsageError
+from p2pstore.sandbox import program
 
 MIME_FILE = "p2pstore.xml"
 ENTRY_FILE = "p2pstore-open.desktop"

@@ -20,13 +20,14 @@ import pwd
 import shlex
 import shutil
 import subprocess
-import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from p2pstore.errors import Unavailable, UsageError
+from p2pstore.sandbox import as_root, program
 
 SYSTEM_UNITS = Path("/etc/systemd/system")
 SYSTEMCTL_TIMEOUT_S = (
@@ -103,9 +104,37 @@ class Unit:
         done = self.systemctl(*words)
         if done.returncode:
             raise Unavailable(
-                f"systemctl {' '.join(words)} failed ({_last_line(done.stderr)}); see:"
+                f"systemctl {' '.join(words)} failed ({_first_line(done.stderr)}); see:"
                 f" {self.journal}"
             )
+
+    def restart(self) -> None:
+        """Start the node anew and wait until it is ready; Unavailable with its own last words."""
+        began = time.time()
+        done = self.systemctl("restart", self.name)
+        if done.returncode:
+            # systemctl only knows that it failed; what the node said last is the reason.
+            why = self._last_words(began) or _first_line(done.stderr)
+            raise Unavailable(
+                f"The service is installed, but the node does not start: {why.rstrip('.')}."
+                f" systemd tries again every few seconds. Its log: {self.journal}"
+            )
+
+    def _last_words(self, since: float) -> str:
+        """The last line that the node itself wrote to the journal; empty when none is found."""
+        command = [*self.journal.split(), "_TRANSPORT=stdout", "-n", "1", "-o", "cat"]
+        try:
+            done = subprocess.run(
+                [*command, "--no-pager", "-q", "--since", f"@{int(since)}"],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=SYSTEMCTL_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""  # told by systemctl's words instead
+        return "" if done.returncode else _first_line(done.stdout, "")
 
 
 def unit(*, system: bool = False, user: str | None = None) -> Unit:
@@ -142,12 +171,13 @@ def install(system: bool = False, *, user: str | None = None, home: Path | None 
         (target.drop_ins / "home.conf").unlink(missing_ok=True)
     target.ask("daemon-reload")
     target.ask("enable", target.name)
-    target.ask("restart", target.name)
-    said.append(f"The node runs, and will after a reboot too. Its log: {target.journal} -f")
+    target.restart()
+    said.append(f"The node runs. Its log: {target.journal} -f")
     if target.system:
+        said.append("It goes on when you log out, and starts with the machine.")
         said.append(
             "It may write into its own store only; for each folder:"
-            f" {_as_root()} service allow DIR --system"
+            f" {as_root()} service allow DIR --system"
         )
     else:
         said.append(_linger(target.owner.name))
@@ -162,7 +192,7 @@ def uninstall(system: bool = False, *, user: str | None = None) -> str:
         if not system and instance.is_installed:
             return (
                 f"{target.name} is not installed, but {instance.name} is; to remove that:"
-                f" {_as_root()} service uninstall --system"
+                f" {as_root()} service uninstall --system"
             )
         return f"{target.name} is not installed."
     _must_be_root(target, "uninstall")
@@ -175,7 +205,7 @@ def uninstall(system: bool = False, *, user: str | None = None) -> str:
     target.systemctl("daemon-reload")
     said = [f"{target.name} is removed; the store and every .f file are untouched."]
     if stopped.returncode:
-        said.append(f"systemctl could not stop it ({_last_line(stopped.stderr)}).")
+        said.append(f"systemctl could not stop it ({_first_line(stopped.stderr)}).")
     return "\n".join(said)
 
 
@@ -190,7 +220,7 @@ def allow(directory: str | Path, system: bool = False, *, user: str | None = Non
             raise UsageError(f"You may not write into {place}; change its owner or its mode first.")
         return (
             f"Nothing to do: the user service writes wherever you may, {place} included.\n"
-            "A node installed with --system needs: p2pstore service allow DIR --system"
+            f"A node installed with --system needs: {as_root()} service allow DIR --system"
         )
     _check_manager(target)
     _must_be_root(target, f"allow {shlex.quote(os.fspath(place))}")
@@ -207,18 +237,6 @@ def allow(directory: str | Path, system: bool = False, *, user: str | None = Non
     target.ask("try-restart", target.name)
     following = f"p2pstore add-folder {shlex.quote(os.fspath(place))}"
     return f"The service may write into {place} now; next: {following}"
-
-
-def program() -> list[str]:
-    """How the installed program is started: its script, or this interpreter with the module."""
-    script = Path(sys.executable).parent / "p2pstore"
-    if script.is_file() and os.access(script, os.X_OK):
-        return [os.fspath(script)]
-    return [sys.executable, "-m", "p2pstore"]
-
-
-def _as_root() -> str:
-    return f"sudo {shlex.join(program())}"
 
 
 def unit_text(target: Unit, start: Sequence[str]) -> str:
@@ -264,7 +282,7 @@ def _existing_directory(directory: Path) -> Path:
 def _must_be_root(target: Unit, words: str) -> None:
     if target.system and os.geteuid() != 0:
         raise UsageError(
-            f"The system's services belong to root: {_as_root()} service {words} --system"
+            f"The system's services belong to root: {as_root()} service {words} --system"
         )
 
 
@@ -275,13 +293,13 @@ def _check_manager(target: Unit) -> None:
         return
     if target.system:
         raise Unavailable(
-            f"systemd does not answer ({_last_line(done.stderr)}): is it what started this system?"
+            f"systemd does not answer ({_first_line(done.stderr)}): is it what started this system?"
             " Without it: p2pstore run"
         )
     raise Unavailable(
-        f"You have no service manager of your own here ({_last_line(done.stderr)}). Log in as"
+        f"You have no service manager of your own here ({_first_line(done.stderr)}). Log in as"
         f" {getpass.getuser()} directly, not by su or sudo, or use the system's:"
-        f" {_as_root()} service install --system"
+        f" {as_root()} service install --system"
     )
 
 
@@ -297,7 +315,7 @@ def _refuse_second_service(target: Unit) -> None:
     instance = Unit(owner, True, SYSTEM_UNITS)
     if not target.system and instance.is_installed:
         raise UsageError(
-            f"{instance.name} runs for you already; first: {_as_root()} service uninstall --system"
+            f"{instance.name} runs for you already; first: {as_root()} service uninstall --system"
         )
 
 
@@ -318,21 +336,32 @@ def _write_drop_in(target: Unit, name: str, comment: str, lines: Sequence[str]) 
 
 def _linger(user: str) -> str:
     """Ask that the user's services go on after logout; the sentence tells whether they will."""
+    # Asking is refused without an administrator, also where it is so already.
+    lingers = _loginctl("show-user", user, "--property=Linger", "--value") == "yes"
+    if lingers or _loginctl("enable-linger", user) is not None:
+        return "It goes on when you log out, and starts with the machine."
+    return (
+        "It stops when you log out, and starts when you log in again; to keep it running:"
+        f" sudo loginctl enable-linger {user}"
+    )
+
+
+def _loginctl(*words: str) -> str | None:
+    """What loginctl answers; None when it refuses or is not there."""
     try:
         done = subprocess.run(
-            ["loginctl", "enable-linger", user],
+            ["loginctl", *words],
             capture_output=True,
+            text=True,
             stdin=subprocess.DEVNULL,
             timeout=SYSTEMCTL_TIMEOUT_S,
             check=False,
         )
-        if done.returncode == 0:
-            return "It goes on when you log out."
     except (OSError, subprocess.TimeoutExpired):
-        pass  # told below, as for a refusal
-    return f"It stops when you log out; to keep it running: sudo loginctl enable-linger {user}"
+        return None
+    return None if done.returncode else done.stdout.strip()
 
 
-def _last_line(text: str) -> str:
+def _first_line(text: str, otherwise: str = "it gave no reason") -> str:
     lines = text.strip().splitlines()
-    return lines[-1].rstrip(".") if lines else "it gave no reason"
+    return lines[0].rstrip(".") if lines else otherwise

@@ -8,6 +8,7 @@ afterwards.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import sqlite3
@@ -39,6 +40,7 @@ from p2pstore.placement import (
     write_placeholder,
 )
 from p2pstore.restore import SMALL, Restore
+from p2pstore.sandbox import cannot_write
 from p2pstore.store import Catalog, FileRow, IntentKind, State, files, journal
 from p2pstore.threads import in_thread
 
@@ -235,7 +237,10 @@ class Bringing:
                 landed.extend(await self._in_thread(arrive, root, landings))
         except OSError as exc:
             # The journal row stays open: what got a name before this is finished by recovery.
-            return results + [Brought(entry[0], b"", 0, _as_ours(entry[0], exc)) for entry in good]
+            failed = [(entry[0], _as_ours(root, entry[0], exc)) for entry in good]
+            return results + [Brought(one, b"", 0, why) for one, why in failed]
+                Brought(entry[0], b"", 0, _as_ours(root, entry[0], exc)) for entry in good
+            ]
         arrived: list[tuple[Placeholder, bytes, Opened, Landed]] = []
         for (placeholder, raw, opened), outcome in zip(good, landed, strict=True):
             if isinstance(outcome, Landed):
@@ -243,7 +248,7 @@ class Bringing:
                 size = opened.manifest.meta.size
                 results.append(Brought(placeholder, outcome.path, size, None))
             else:
-                results.append(Brought(placeholder, b"", 0, _as_ours(placeholder, outcome)))
+                results.append(Brought(placeholder, b"", 0, _as_ours(root, placeholder, outcome)))
         trash = await self._end(root, intent, name, arrived)
         results[-1] = results[-1]._replace(trash=trash)
         advance(len(arrived), sum(o.manifest.meta.size for _, _, o, _ in arrived))
@@ -287,7 +292,7 @@ class Bringing:
             advance(1, 0)
             return Brought(placeholder, landed.path, manifest.meta.size, None, trash)
         except (P2PStoreError, OSError) as exc:
-            return Brought(placeholder, b"", 0, _as_ours(placeholder, exc))
+            return Brought(placeholder, b"", 0, _as_ours(root, placeholder, exc))
         finally:
             if arrival is not None:
                 await self._in_thread(arrival.close)
@@ -421,9 +426,11 @@ def _in_trash(root: Root, batch: str, landed: Sequence[Landed]) -> list[Identity
     return identities
 
 
-def _as_ours(placeholder: Placeholder, exc: BaseException) -> P2PStoreError:
+def _as_ours(root: Root, placeholder: Placeholder, exc: BaseException) -> P2PStoreError:
     if isinstance(exc, P2PStoreError):
         return exc
-    what = exc.strerror if isinstance(exc, OSError) else str(exc)
-    failed = NoRoom if isinstance(exc, OSError) and exc.errno == 28 else Unavailable
-    return failed(f"{os.fsdecode(placeholder.target)} cannot be written ({what}).")
+    name = os.fsdecode(placeholder.target)
+    if not isinstance(exc, OSError):
+        return Unavailable(f"{name} cannot be written ({exc}).")
+    failed = NoRoom if exc.errno == errno.ENOSPC else Unavailable
+    return failed(cannot_write(name, exc, place=root.path))

@@ -27,6 +27,7 @@ from p2pstore.maintenance import check as check_store
 from p2pstore.maintenance import rebuild_state
 from p2pstore.node.build import Node
 from p2pstore.placement import OWN
+from p2pstore.sandbox import remedy
 from p2pstore.store import BundleState, DiskBundles, files
 from p2pstore.threads import in_thread
 from p2pstore.wire import verify_record
@@ -225,7 +226,10 @@ def _room(node: Node) -> Iterator[Json]:
 
 def _store(node: Node) -> Iterator[Json]:
     if node.volatile is not None:
-        yield _problem(f"Nothing is replaced: {node.volatile}.", "p2pstore config set data DIR")
+        yield _problem(
+            f"Nothing is replaced: {node.volatile}. Name a lasting disk in "
+            f'{node.home.path / "config.toml"}: data = "/DIR"'
+        )
     damages = node.catalog.damages()
     if damages:
         yield _problem(f"The catalog is damaged: {damages[0]}", "p2pstore rebuild-catalog")
@@ -318,11 +322,11 @@ def _folder(folder: Folder) -> Iterator[Json]:
         return
     if folder.is_paused:
         yield _problem(f"{path} is paused: {folder.entry.paused}.", f"p2pstore resume {path}")
-    why = _try_lease(path)
+    why, command = _try_lease(path)
     if why is None:
         yield _ok(f"{path}: files can be locked while they are replaced.")
     else:
-        yield _problem(f"{path}: files are protected there, but not replaced: {why}.")
+        yield _problem(f"{path}: files are protected there, but not replaced: {why}.", command)
     if folder.opens_unheard:
         yield _hint(f"{path}: opening a placeholder may go unnoticed: {folder.opens_unheard}")
     if folder.waiting_for_room is not None:
@@ -331,8 +335,8 @@ def _folder(folder: Folder) -> Iterator[Json]:
         yield _problem(f"{path}/{os.fsdecode(name)} cannot be read ({reason}).")
 
 
-def _try_lease(path: Path) -> str | None:
-    """Why files of this folder cannot be locked; None when they can. Tried on a file of ours."""
+def _try_lease(path: Path) -> tuple[str | None, str | None]:
+    """Why files of this folder cannot be locked (None: they can), and what helps. Tried on ours."""
     try:
         own = path / os.fsdecode(OWN) / "tmp"
         with tempfile.NamedTemporaryFile(dir=own, prefix="doctor-", delete=False) as file:
@@ -348,8 +352,8 @@ def _try_lease(path: Path) -> str | None:
             name.unlink()
     except OSError as exc:
         if exc.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC):
-            return f"it cannot be written ({exc.strerror})"
-        return "its file system has no leases"
+            return f"it cannot be written ({exc.strerror})", remedy(path, exc)
+        return "its file system has no leases", None
     except P2PStoreError as exc:
-        return str(exc)
-    return None
+        return str(exc), None
+    return None, None

@@ -20,6 +20,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from p2pstore.folders import Folder
 from p2pstore.ids import BundleId, NodeId, short
 from p2pstore.node.build import Node
 from p2pstore.placement import Root
+from p2pstore.sandbox import cannot_write
 from p2pstore.store import FileRow, State, copies, files, folders
 from p2pstore.syscalls import syncfs
 from p2pstore.threads import in_thread
@@ -65,6 +67,7 @@ async def leave(node: Node, to: str | None, progress: Progress) -> Json:
     if to is None:
         reasons = await _hydrate(node, progress)
     else:
+        await in_thread(node.pool, _make_target, Path(to))
         reasons = await exporting.export(node.folders.all(), CONTENT)
     if reasons:
         return _result(node, reasons, to)
@@ -347,14 +350,24 @@ async def _export_one(node: Node, folder: Folder, row: FileRow, base: Path) -> N
     await node.vfs.copy(placeholder if there else source, os.fspath(target))
 
 
+def _make_target(target: Path) -> None:
+    """Said once, before every file would fail for the same reason."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target):
+            pass
+    except OSError as exc:
+        raise UsageError(cannot_write(target, exc)) from exc
+
+
 def _make_parents(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:
     """An original that is here: as it is now, which may be newer than what was protected."""
-    temporary = target.with_name(target.name[:240] + ".p2pstore.part")
-    temporary.unlink(missing_ok=True)
+    # A short name: the target's own may have all the bytes that a name can have.
+    temporary = target.with_name(f".{os.urandom(8).hex()}.p2pstore.part")
     try:
         shutil.copy2(source, temporary, follow_symlinks=False)
         with open(temporary, "rb") as file:

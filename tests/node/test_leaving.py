@@ -278,3 +278,21 @@ async def test_bundle_that_another_device_locked_stays_there(place: Place) -> No
         said: list[dict[str, Any]] = []
         assert (await leave(node, None, said.append))["left"]
         assert "keeps 1 bundles" in next(one["text"] for one in said if "text" in one)
+
+
+async def test_export_to_where_nothing_can_be_written_is_said_once(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        (place.base / "file").write_bytes(b"no directory")
+        with pytest.raises(UsageError, match=r"/file/out cannot be written \(Not a directory\)"):
+            await leave(node, os.fspath(place.base / "file" / "out"), silent)
+
+
+async def test_an_original_with_the_longest_name_is_exported(place: Place) -> None:
+    async with place.running() as node:
+        name = "ü" * 127 + "n"
+        (place.folder / name).write_bytes(b"long")
+        await place.filled(node)
+        target = place.base / "out"
+        assert (await leave(node, os.fspath(target), silent))["left"]
+        assert (target / place.folder.name / name).read_bytes() == b"long"

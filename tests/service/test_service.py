@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pstore import sandbox
 from p2pstore.cli import service
 from p2pstore.errors import Unavailable, UsageError
 
@@ -24,14 +25,14 @@ class Machine:
     units: Path
     log: Path
 
-    def fake(self, tool: str, *, fails_at: str = "", says: str = "") -> None:
+    def fake(self, tool: str, *, fails_at: str = "", says: str = "", answers: str = "") -> None:
         script = self.bin / tool
         script.write_text(
             "#!/bin/sh\n"
             f'echo "{tool} $*" >> "{self.log}"\n'
             'case " $* " in\n'
             f'    *" {fails_at or "never"} "*) echo "{says}" >&2; exit 1 ;;\n'
-            "esac\n"
+            "esac\n" + (f"echo '{answers}'\n" if answers else "")
         )
         script.chmod(0o755)
 
@@ -58,7 +59,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(service, "SYSTEM_UNITS", made.units)
     me = service.Owner("alice", os.getuid(), os.getgid(), made.home)
     monkeypatch.setattr(service, "_owner", lambda name: me)
-    monkeypatch.setattr(service, "program", lambda: ["/opt/my apps/p2pstore"])
+    for module in (service, sandbox):
+        monkeypatch.setattr(module, "program", lambda: ["/opt/my apps/p2pstore"])
     return made
 
 
@@ -79,6 +81,7 @@ def test_install_starts_the_users_service(machine: Machine) -> None:
         "systemctl --user daemon-reload",
         "systemctl --user enable p2pstore.service",
         "systemctl --user restart p2pstore.service",
+        "loginctl show-user alice --property=Linger --value",
         "loginctl enable-linger alice",
     ]
 
@@ -116,13 +119,24 @@ def test_the_chosen_store_of_the_environment_is_kept(
 
 def test_without_linger_a_word_is_said(machine: Machine) -> None:
     machine.fake("loginctl", fails_at="enable-linger", says="Access denied")
-    assert "stops when you log out" in service.install()
+    said = service.install()
+    assert "stops when you log out" in said
+    assert "sudo loginctl enable-linger alice" in said
+    assert "starts with the machine" not in said
     (machine.bin / "loginctl").unlink()
     machine.bin.joinpath("systemctl").write_text("#!/bin/sh\n")
     assert "log out" in service.install()
 
 
 def test_with_linger_nothing_is_left_to_do(machine: Machine) -> None:
+    assert "goes on when you log out, and starts with the machine" in service.install()
+
+
+def test_linger_that_is_on_already_is_not_asked_for(machine: Machine) -> None:
+    """It would be refused without an administrator, and the answer would be wrong."""
+    machine.fake("loginctl", fails_at="enable-linger", says="Access denied")
+    with (machine.bin / "loginctl").open("a") as script:
+        script.write("echo yes\n")
     assert "goes on when you log out" in service.install()
 
 
@@ -143,10 +157,20 @@ def test_without_a_bus_nothing_is_written(machine: Machine) -> None:
     assert not machine.user_unit.exists()
 
 
-def test_a_service_that_does_not_start_names_the_journal(machine: Machine) -> None:
+def test_a_service_that_does_not_start_says_the_nodes_reason(machine: Machine) -> None:
     machine.fake("systemctl", fails_at="restart", says="Job for p2pstore.service failed.")
-    with pytest.raises(Unavailable, match=r"journalctl --user -u p2pstore\.service"):
+    machine.fake("journalctl", answers="Port 8080 is in use (nginx, pid 812).")
+    with pytest.raises(Unavailable, match=r"does not start: Port 8080 is in use \(nginx") as caught:
         service.install()
+    assert "journalctl --user -u p2pstore.service" in str(caught.value)
+
+
+def test_without_the_nodes_reason_systemctl_is_quoted(machine: Machine) -> None:
+    machine.fake("systemctl", fails_at="restart", says="Job for p2pstore.service failed.")
+    for broken in (lambda: machine.fake("journalctl"), (machine.bin / "journalctl").unlink):
+        broken()
+        with pytest.raises(Unavailable, match=r"does not start: Job for p2pstore\.service failed"):
+            service.install()
 
 
 def test_uninstall_stops_and_removes(machine: Machine) -> None:

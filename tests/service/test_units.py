@@ -84,6 +84,13 @@ def test_the_node_tells_when_ready_and_is_watched(name: str) -> None:
     assert {"Type=notify", "LimitNOFILE=65536", "WatchdogSec=120"} <= set(lines)
 
 
+@pytest.mark.parametrize("name", ["p2pstore.service", "p2pstore@.service"])
+def test_systemd_never_gives_up(name: str) -> None:
+    """A limit counts restarts by hand too: five `service allow` would leave the node stopped."""
+    lines = (UNITS / name).read_text().splitlines()
+    assert {"Restart=on-failure", "StartLimitIntervalSec=0"} <= set(lines)
+
+
 def test_the_user_unit_makes_no_name_space() -> None:
     """In a user's manager these need a user namespace, where foreign owners become nobody."""
     text = (UNITS / "p2pstore.service").read_text()
