@@ -239,8 +239,6 @@ class Bringing:
             # The journal row stays open: what got a name before this is finished by recovery.
             failed = [(entry[0], _as_ours(root, entry[0], exc)) for entry in good]
             return results + [Brought(one, b"", 0, why) for one, why in failed]
-                Brought(entry[0], b"", 0, _as_ours(root, entry[0], exc)) for entry in good
-            ]
         arrived: list[tuple[Placeholder, bytes, Opened, Landed]] = []
         for (placeholder, raw, opened), outcome in zip(good, landed, strict=True):
             if isinstance(outcome, Landed):
