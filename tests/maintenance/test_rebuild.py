@@ -696,6 +696,28 @@ async def test_index_that_is_not_here_is_fetched(filled: World, elsewhere: DiskB
     }
 
 
+async def test_one_damaged_meta_bundle_does_not_stop_the_completing(
+    filled: World, elsewhere: DiskBundles
+) -> None:
+    manifests = [b for b, row in filled.bundles_of("a.txt").items() if row.kind == 2]
+    meta = [b for b in filled.store.list() if filled.store.index(b).header.kind == 2]
+    move(filled, manifests, elsewhere)
+    filled.lose_catalog()
+    assert filled.rebuild().unread > 0
+    for bundle_id in set(meta) - set(manifests):
+        path = filled.store.path(bundle_id)
+        elsewhere.path(bundle_id).parent.mkdir(exist_ok=True)
+        shutil.copy(path, elsewhere.path(bundle_id))
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size - 9)
+        filled.store.forget(bundle_id)
+    done = await complete_with_holdings(
+        filled.catalog, **complete_args(filled, Memory(elsewhere), [], [])
+    )
+    assert done.unread == 0
+    assert filled.file("gone.txt").state == State.DELETED
+
+
 async def test_newer_head_of_ours_at_a_holder_is_read(world: World, elsewhere: DiskBundles) -> None:
     """HOME came from an older copy: holders have seen more of this device than it knows."""
     world.replace({"a.txt": b"one"})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from p2pstore.content import BundleRef, Entry, Unsealer
 from p2pstore.errors import IntegrityError, P2PStoreError, Unavailable
-from p2pstore.ids import BlockId, BundleId
+from p2pstore.ids import BlockId, BundleId, short
 from p2pstore.store import BundleStore
+
+log = logging.getLogger(__name__)
 
 Place = tuple[BundleRef, Entry]
 """Where a block lies, and how it is opened."""
@@ -51,12 +54,21 @@ class Local:
     def where(self, block_id: BlockId) -> BundleId | None:
         """The meta bundle here that has the block, alive."""
         if self._places is None:
-            self._places = {}
-            for bundle_id in self._meta:
-                entries = self.store.index(bundle_id).blocks.entries
-                for i in self.store.live_map(bundle_id).indices():
-                    self._places[entries[i].block_id] = bundle_id
+            self._places = self._look()
         return self._places.get(block_id)
+
+    def _look(self) -> dict[BlockId, BundleId]:
+        places: dict[BlockId, BundleId] = {}
+        for bundle_id in self._meta:
+            try:
+                entries = self.store.index(bundle_id).blocks.entries
+                live = self.store.live_map(bundle_id)
+            except (Unavailable, IntegrityError) as exc:
+                log.warning("What bundle %s lists is not known here: %s", short(bundle_id), exc)
+                continue  # what lies in the others is found all the same
+            for i in live.indices():
+                places[entries[i].block_id] = bundle_id
+        return places
 
     def added(self, bundle_id: BundleId) -> None:
         """One more meta bundle lies here now."""
