@@ -47,14 +47,16 @@ demo: env
 bench: env
 	@"$(PY)" -m tests.bench --size $(SIZE) $(BENCH)
 
-# A wheel, so that nothing of the installed program is linked to this checkout.
+# A wheel, so that nothing of the installed program is linked to this checkout; built in an
+# environment with nothing but the builder, since who installs needs no linters and no tests.
 .PHONY: install
-install: env
+install:
 	@set -eu; \
 	app="$${XDG_DATA_HOME:-$$HOME/.local/share}/p2pstore-app"; \
 	bin="$$HOME/.local/bin"; \
+	sh .ci/env.sh build/env .ci/build.lock; \
 	rm -rf build/wheel; \
-	"$(PY)" $(PIP) wheel $(LOCKED) --no-build-isolation --wheel-dir build/wheel .; \
+	build/env/bin/python $(PIP) wheel $(LOCKED) --no-build-isolation --wheel-dir build/wheel .; \
 	sh .ci/env.sh "$$app" deploy/requirements.lock; \
 	"$$app/bin/python" $(PIP) install $(LOCKED) --force-reinstall build/wheel/p2pstore-*.whl; \
 	mkdir -p "$$bin"; \
@@ -63,7 +65,11 @@ install: env
 	echo "Installed as $$bin/p2pstore"; \
 	case ":$$PATH:" in \
 	    *":$$bin:"*) ;; \
-	    *) echo "It is not in your PATH yet; add this line to ~/.profile:  PATH=\"\$$HOME/.local/bin:\$$PATH\"" ;; \
+	    *) if grep -qs '\.local/bin' "$$HOME/.profile"; then \
+	        echo "It is not in your PATH yet, but after the next login; until then:  PATH=\"$$bin:\$$PATH\""; \
+	    else \
+	        echo "It is not in your PATH yet; add this line to ~/.profile:  PATH=\"\$$HOME/.local/bin:\$$PATH\""; \
+	    fi ;; \
 	esac; \
 	echo 'Next:  p2pstore service install    and then    p2pstore add-folder DIR'
 
@@ -82,6 +88,9 @@ lock:
 	    --no-header --upgrade --extra dev --extra uvloop pyproject.toml -o .ci/requirements.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --no-header -c .ci/requirements.lock pyproject.toml -o deploy/requirements.lock
+	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | \
+	    $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --no-header -c .ci/requirements.lock - -o .ci/build.lock
 	@"$(PY)" $(PIP) download $(LOCKED) -d .ci "$$(sed -n 's/^\(pip==[^ ]*\) .*/\1/p' .ci/requirements.lock)"
 	@echo 'If a newer pip came, remove the older wheel from .ci/.'
 

@@ -112,6 +112,8 @@ def service_install(shell: Shell, system: bool) -> int:
 
     home = shell.home if shell.home_is_chosen else None
     _tell(shell, units.install(system=system, home=home))
+    if not system and (shell.home / "words.txt").exists():
+        shell.say("Its 24 recovery words, to be written on paper: p2pstore words show")
     return 0
 
 

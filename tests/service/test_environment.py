@@ -95,7 +95,16 @@ def test_pips_wheel_is_the_locked_one() -> None:
     assert f"--hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" in lock
 
 
-@pytest.mark.parametrize("lock", [".ci/requirements.lock", "deploy/requirements.lock"])
+def test_the_builder_is_the_one_of_the_tests() -> None:
+    """Or an installed program would come from another builder than the tested one."""
+    every = (ROOT / ".ci" / "requirements.lock").read_text()
+    assert "hatchling==" in (build := (ROOT / ".ci" / "build.lock").read_text())
+    assert all(line in every for line in build.splitlines())
+
+
+@pytest.mark.parametrize(
+    "lock", [".ci/requirements.lock", ".ci/build.lock", "deploy/requirements.lock"]
+)
 def test_locks_are_hashed_and_name_no_host(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert "://" not in text
