@@ -16,7 +16,7 @@ import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from kademlia.node import Node
@@ -70,6 +70,14 @@ class DhtSettings:
 
 
 LOOPBACK = DhtSettings(packets_in_s=None, unproven_in_s=None, packets_out_s=None, subnet_limit=None)
+
+
+class Announced(NamedTuple):
+    """What it took to tell the network."""
+
+    nodes: int  # that answered; none: nobody but this node knows it
+    lookups: int
+    datagrams: int  # that this node sent meanwhile
 
 
 class _State(Struct, frozen=True, array_like=True):
@@ -179,11 +187,11 @@ class Dht:
 
     # -- what it is for -----------------------------------------------------------------------
 
-    async def announce(self, tags: Sequence[Tag], until_ms: int) -> int:
+    async def announce(self, tags: Sequence[Tag], until_ms: int) -> Announced:
         """Tell the network that we provide these tags, until then or for 24 h, whichever is less.
 
         One crawl a region, up to 48 tags a datagram, to every node that is among the k nearest to
-        one of them. Returns the datagrams that this node sent meanwhile.
+        one of them.
         """
         await self._joined.wait()
         protocol = self._protocol()
@@ -191,8 +199,9 @@ class Dht:
         now_ms = self._clock_ms()
         expires_ms = min(until_ms, now_ms + LIFETIME_MS)
         if expires_ms <= now_ms:
-            return 0
+            return Announced(0, 0, 0)
         self._store_own_record()
+        listeners: set[bytes] = set()
         size = wire.claim_capacity(self._network)
 
         async def region(members: list[bytes], nodes: list[Node]) -> None:
@@ -205,10 +214,10 @@ class Dht:
                     plan[node_id][1].append(claim)
             async with asyncio.TaskGroup() as group:
                 for node, claims in plan.values():
-                    group.create_task(self._tell(node, claims))
+                    group.create_task(self._tell(node, claims, listeners))
 
-        await self._each_region(tags, region)
-        return protocol.sent - before
+        lookups = await self._each_region(tags, region)
+        return Announced(len(listeners), lookups, protocol.sent - before)
 
     async def providers(self, tags: Sequence[Tag]) -> dict[Tag, list[PeerRecord]]:
         """Who provides each tag, at most 64, ourselves left out; related nodes come first.
@@ -271,7 +280,7 @@ class Dht:
             storers.update(n.id for n in near[:k])
         return storers
 
-    async def _tell(self, node: Node, claims: Iterable[Claim]) -> None:
+    async def _tell(self, node: Node, claims: Iterable[Claim], listeners: set[bytes]) -> None:
         """One after the other: that is the pace of the path. A node that fails is left alone."""
         for claim in claims:
             body = wire.AddProviders(
@@ -284,6 +293,7 @@ class Dht:
             added = await self._server.protocol.ask(node, body)
             if not isinstance(added, wire.Added):
                 return
+            listeners.add(node.id)
             if added.wants_record:
                 raw = self._records.raw(self.node_id, self._clock_ms())
                 if raw is not None:
@@ -387,14 +397,17 @@ class Dht:
         self,
         tags: Iterable[bytes],
         work: Callable[[list[bytes], list[Node]], Awaitable[None]],
-    ) -> None:
-        """Do the work for each region's tags with the nodes that are near to them."""
+    ) -> int:
+        """Do the work for each region's tags with the nodes that are near to them; the look-ups."""
         k = self._settings.k
+        lookups = 0
         bits = region_bits(self._server.protocol.router.size_of_network(), k)
         gate = asyncio.Semaphore(REGIONS_AT_ONCE)
 
         async def one(region: Region) -> None:
+            nonlocal lookups
             async with gate:
+                lookups += 1
                 lone = len(region.tags) == 1
                 width = k if lone else 2 * k
                 nodes = await self._server.nearest(Node(region.middle), width)
@@ -407,6 +420,7 @@ class Dht:
         async with asyncio.TaskGroup() as group:
             for region in regions(tags, bits):
                 group.create_task(one(region))
+        return lookups
 
     async def _run(self, opened: asyncio.Future[None]) -> None:
         async with asyncio.TaskGroup() as group:

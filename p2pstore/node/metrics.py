@@ -69,6 +69,7 @@ def metrics(node: Node) -> bytes:
         sum(1 for folder in node.folders.all() if folder.is_paused)
     )
     _loops(node, gauge)
+    _announcing(node, gauge)
     gauge("words_confirmed", "1 when the owner has confirmed the recovery words").set(
         int(node.home.words_confirmed)
     )
@@ -89,6 +90,26 @@ def _loops(node: Node, gauge: Callable[..., Gauge]) -> None:
             last.labels(report.name).set(report.last_run)
         if report.doing.total:
             progress.labels(report.name).set((report.doing.done or 0) / report.doing.total)
+
+
+def _announcing(node: Node, gauge: Callable[..., Gauge]) -> None:
+    """What the DHT is told; alert on p2pstore_announce_late_parts above 0."""
+    state = node.network.announcer.state()
+    gauge("announced_keys", "Keys that this node announces in the DHT").set(state.keys)
+    gauge("announce_parts_due", "Parts of the key space that wait to be announced").set(
+        state.parts_due
+    )
+    gauge("announce_late_parts", "Parts that the network will forget before their turn").set(
+        state.late
+    )
+    gauge("announce_lookups", "Look-ups made to announce keys, since the start").set(state.lookups)
+    gauge("announce_datagrams", "Datagrams sent to announce keys, since the start").set(
+        state.datagrams
+    )
+    if state.ends is not None:
+        gauge("announce_ends_seconds", "When the present sweep ends, at its pace so far").set(
+            state.ends
+        )
 
 
 _Counts = dict[str, tuple[int, int]]

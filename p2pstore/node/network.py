@@ -129,7 +129,15 @@ class Network:
             records=self._records,
             changed=changed,
         )
-        self.announcer = Announcer(self.dht, self._tags, pool=pool, clock=clock)
+        self.announcer = Announcer(
+            self.dht,
+            self._tags,
+            pool=pool,
+            clock=clock,
+            notes=_Notes(home.path / "announced"),
+            mark=self._where,
+        )
+        self._newest_told = 0  # row of the last own bundle that was announced
         self.transport.handler = Server(
             group.device,
             self.shelf,
@@ -245,6 +253,7 @@ class Network:
                 await self.dht.refresh_record()
                 self.announcer.announce_all_soon()
                 self.connections.retry()
+            self.announcer.announce_soon(*await in_thread(self._pool, self._new_tags))
             if turn % SAVE_EVERY == 0:
                 await self._save_dht()
 
@@ -363,19 +372,35 @@ class Network:
         del bundle_id
         self.announcer.announce_soon(tag)
 
+    def _where(self) -> bytes:
+        """What the announcements rest on: who asks the providers' addresses is sent there."""
+        return repr((self._config.network, self.addresses())).encode()
+
+    def _new_tags(self) -> list[Tag]:
+        """Of own bundles that were sealed since they were last listed."""
+        tags, self._newest_told = self._own_tags(self._newest_told)
+        return tags
+
+    def _own_tags(self, after: int) -> tuple[list[Tag], int]:
+        """Of sealed bundles behind that row, and the last row."""
+
+        def look(db: sqlite3.Connection) -> tuple[list[Tag], int]:
+            tags: list[Tag] = []
+            last = after
+            sealed = (blocks.BundleState.SEALED,)
+            while page := blocks.list_bundles(db, states=sealed, after=last):
+                tags.extend(row.tag for row in page)
+                last = page[-1].id
+            return tags, last
+
+        return self._catalog.view(look)
+
     def _tags(self) -> list[Tag]:
         """Of everything that is here, and those under which holders of a group are found."""
-
-        def own(db: sqlite3.Connection) -> list[Tag]:
-            tags: list[Tag] = []
-            after = 0
-            while page := blocks.list_bundles(db, states=(blocks.BundleState.SEALED,), after=after):
-                tags.extend(row.tag for row in page)
-                after = page[-1].id
-            return tags
-
+        own, last = self._own_tags(0)
+        self._newest_told = max(self._newest_told, last)
         return [
-            *self._catalog.view(own),
+            *own,
             *self._held.tags(),
             *self.exchange.recovery_tags(),
         ]
@@ -437,6 +462,19 @@ class Network:
             holder = Holder(node=node_id, role="device", owner=self._group.group_id)
             found.append(Candidate(holder=holder, offer=1, last_seen=seen))
         return found
+
+
+class _Notes:
+    """How far the announcements have come, in HOME/announced; losing it costs a sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> bytes | None:
+        return _read_or_none(self._path)
+
+    def save(self, raw: bytes) -> None:
+        replace_file(self._path, raw)
 
 
 def _is_loopback(host: str) -> bool:

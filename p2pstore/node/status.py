@@ -16,6 +16,7 @@ from p2pstore.ids import NodeId, node_id_of
 from p2pstore.maintenance import Report
 from p2pstore.node.build import Node
 from p2pstore.store import BundleState, State, blocks, copies, files
+from p2pstore.swarm import ANNOUNCE_EVERY_S
 
 Json = dict[str, Any]
 
@@ -42,7 +43,10 @@ def status(node: Node, paths: Sequence[str]) -> Json:
         "peers": peer_lines(node),
         "space": _space(node),
         "folders": folder_lines(node, counted),
-        "maintenance": [_loop_line(report) for report in node.maintenance.loops.reports()],
+        "maintenance": [
+            *(_loop_line(report) for report in node.maintenance.loops.reports()),
+            _announce_line(node),
+        ],
         "warnings": _warnings(node),
     }
     if _other_disk(node):
@@ -256,6 +260,25 @@ def _loop_line(report: Report) -> Json:
     }
 
 
+def _announce_line(node: Node) -> Json:
+    """The sweep over the key space, in the shape of a loop."""
+    state = node.network.announcer.state()
+    rests = "rests" if state.failures else "waits"
+    return {
+        "name": "announce",
+        "state": "works" if state.is_working else rests,
+        "doing": f"{state.keys:,} keys" if state.keys else "",
+        "done": state.parts - state.parts_due if state.parts_due else None,
+        "total": state.parts if state.parts_due else None,
+        "period_s": ANNOUNCE_EVERY_S,
+        "last_run": state.oldest,
+        "next_run": state.ends if state.parts_due else state.next_due,
+        "failures": state.failures,
+        "last_error": state.last_error,
+        "failed_at": state.failed_at,
+    }
+
+
 def _other_disk(node: Node) -> bool:
     store = os.stat(node.data).st_dev
     roots = [folder.root for folder in node.folders.all()]
@@ -303,6 +326,9 @@ def _warnings(node: Node) -> list[Json]:
     for report in node.maintenance.loops.reports():
         if report.failures >= STUBBORN:
             warn(f"The {report.name} loop failed {report.failures} times: {report.last_error}")
+    alarm = node.network.announcer.state().alarm
+    if alarm is not None:
+        warn(alarm)
     trouble = node.trouble()
     if trouble is not None:
         warn(trouble, owner=True)

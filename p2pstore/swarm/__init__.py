@@ -5,7 +5,8 @@
 """
 
 from p2pstore.swarm.access import Gate
-from p2pstore.swarm.announce import Announcer
+from p2pstore.swarm.announce import EVERY_S as ANNOUNCE_EVERY_S
+from p2pstore.swarm.announce import Announcer, Announcing
 from p2pstore.swarm.cache import BlockCache
 from p2pstore.swarm.finding import Finder
 from p2pstore.swarm.forward import Forwarder
@@ -18,8 +19,10 @@ from p2pstore.swarm.source import BlocksNotFound, Source
 from p2pstore.swarm.taking import Admission
 
 __all__ = [
+    "ANNOUNCE_EVERY_S",
     "Admission",
     "Announcer",
+    "Announcing",
     "Asker",
     "BlockCache",
     "BlocksNotFound",

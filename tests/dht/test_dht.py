@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from kademlia.node import Node
 from nacl.signing import SigningKey
 
 from p2pstore.dht import LOOPBACK, Dht, DhtSettings
@@ -35,7 +36,7 @@ def test_every_announced_tag_is_found_with_all_providers(sim: Any, tags: Any) ->
         nodes = await sim.swarm(10)
         wanted = tags(100)
         for dht in nodes[:3]:
-            assert await dht.announce(wanted, until(sim)) > 0
+            assert (await dht.announce(wanted, until(sim))).nodes == 9
         found = await nodes[9].providers(wanted)
         assert all(names(found, t) == {d.node_id for d in nodes[:3]} for t in wanted)
         assert await nodes[5].providers([b"?" * 20]) == {b"?" * 20: []}
@@ -93,13 +94,49 @@ def test_a_larger_network_is_swept_region_by_region(sim: Any, tags: Any, guess: 
     sim.run(story())
 
 
+@pytest.mark.slow
+def test_look_ups_grow_with_the_network_not_with_the_keys(sim: Any, tags: Any) -> None:
+    """A terabyte is 65,536 keys; at most 5,000 look-ups a cycle."""
+
+    class Ideal:
+        """Every look-up finds the nearest of 1,000 nodes."""
+
+        def __init__(self) -> None:
+            self.nodes = [Node(sim.dice.randbytes(20), "20.0.0.1", 1) for _ in range(1000)]
+            self.lookups = 0
+
+        async def nearest(self, target: Node, width: int) -> list[Node]:
+            self.lookups += 1
+            return sorted(self.nodes, key=target.distance_to)[:width]
+
+    async def story() -> None:
+        ideal = Ideal()
+        dht = await sim.node()
+        dht._server.nearest = ideal.nearest
+        dht._server.protocol.router.size_of_network = lambda: 1000
+        kept: set[bytes] = set()
+
+        async def keep(node: Node, body: Any) -> Any:
+            kept.update(body.keys[i : i + 20] for i in range(0, len(body.keys), 20))
+            return wire.Added(1, False)
+
+        dht._server.protocol.ask = keep
+        wanted = tags(5000)
+        told = await dht.announce(wanted, until(sim))
+        assert told.lookups == ideal.lookups
+        assert told.lookups <= 150  # 128 regions, some of them halved
+        assert kept == set(wanted)
+
+    sim.run(story())
+
+
 def test_announcements_end(sim: Any, tags: Any) -> None:
     async def story() -> None:
         nodes = await sim.swarm(4)
         short, long = tags(2)
         await nodes[0].announce([short], until(sim, 1))
         await nodes[0].announce([long], until(sim, 1000))
-        assert await nodes[0].announce([long], until(sim, -1)) == 0
+        assert await nodes[0].announce([long], until(sim, -1)) == (0, 0, 0)
         await asyncio.sleep(2 * 3600)
         found = await nodes[3].providers([short, long])
         assert [len(found[short]), len(found[long])] == [0, 1]

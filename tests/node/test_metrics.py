@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from p2pstore.node.build import Node
 from p2pstore.node.metrics import metrics
+from p2pstore.node.status import status
 from tests.node.conftest import CONTENTS, Place
 
 
@@ -55,3 +58,17 @@ async def test_every_loop_is_told(place: Place) -> None:
         assert {"index", "replicate", "tidy", "collect"} <= names
         assert {name for key, name in found if key == "p2pstore_loop_failures"} == names
         assert {name for key, name in found if key == "p2pstore_loop_running"} == names
+
+
+async def test_what_is_announced_is_counted(place: Place) -> None:
+    async with place.running() as node:
+        node.network.announcer._pause = lambda _: asyncio.sleep(0)
+        await place.filled(node)
+        node.network.announcer.announce_all_soon()
+        while node.network.announcer.state().keys < 2:
+            await asyncio.sleep(0.01)
+        found = values(node)
+        assert found["p2pstore_announced_keys", ""] >= 2
+        assert found["p2pstore_announce_late_parts", ""] == 0
+        [line] = [one for one in status(node, [])["maintenance"] if one["name"] == "announce"]
+        assert line["failures"] == 0

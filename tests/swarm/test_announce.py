@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import hashlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from p2pstore.clock import ManualClock
+from p2pstore.dht import Announced
 from p2pstore.errors import Unavailable
 from p2pstore.ids import Tag
 from p2pstore.swarm import Announcer
@@ -24,16 +27,22 @@ class Network:
         self.told: list[list[Tag]] = []
         self.until_ms: list[int] = []
         self.failures = 0
+        self.count = 3
+        self.took: Callable[[], None] = lambda: None
         self.news = asyncio.Event()
 
-    async def announce(self, tags: Sequence[Tag], until_ms: int) -> int:
+    async def announce(self, tags: Sequence[Tag], until_ms: int) -> Announced:
         if self.failures:
             self.failures -= 1
             raise Unavailable("nobody is there")
         self.told.append(list(tags))
         self.until_ms.append(until_ms)
+        self.took()
         self.news.set()
-        return 1
+        return Announced(self.count, 1, 5)
+
+    def nodes(self) -> int:
+        return self.count
 
     async def next(self) -> list[Tag]:
         async with asyncio.timeout(5):
@@ -50,14 +59,28 @@ class Setting:
         self.here = [tag(1), tag(2), tag(1)]
         self.pauses: list[float] = []
         self.runner: asyncio.Task[None] | None = None
+        self.address = b"here"
+        self.noted: bytes | None = None
 
-    def start(self, every_s: float = 3600.0) -> Announcer:
+    def load(self) -> bytes | None:
+        return self.noted
+
+    def save(self, raw: bytes) -> None:
+        self.noted = raw
+
+    async def stop(self) -> None:
+        assert self.runner is not None
+        self.runner.cancel()
+        await asyncio.wait((self.runner,))
+
+    def start(self) -> Announcer:
         announcer = Announcer(
             self.network,
             lambda: self.here,
             pool=self.pool,
             clock=self.clock,
-            every_s=every_s,
+            notes=self,
+            mark=lambda: self.address,
             pause=self.pause,
         )
         self.runner = asyncio.ensure_future(announcer.run())
@@ -87,18 +110,27 @@ async def test_everything_is_announced_at_the_start_for_a_day(setting: Setting) 
 async def test_new_tags_are_gathered_for_a_moment(setting: Setting) -> None:
     announcer = setting.start()
     await setting.network.next()
+    while not announcer._wake._waiters:
+        await asyncio.sleep(0)
     announcer.announce_soon(tag(3))
     announcer.announce_soon(tag(4), tag(3))
     assert await setting.network.next() == [tag(3), tag(4)]
     assert setting.pauses == [announce_module.GATHER_S]
 
 
-async def test_everything_is_announced_again_when_it_is_time(setting: Setting) -> None:
-    setting.start(every_s=0.01)
+async def test_everything_is_announced_again_when_it_is_time(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce_module, "TICK_S", 0.001)
+    setting.start()
     await setting.network.next()
     setting.here = [tag(9)]
-    while await setting.network.next() != [tag(9)]:
-        pass
+    setting.clock.advance(announce_module.EVERY_S - 1)
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    assert len(setting.network.told) == 1
+    setting.clock.advance(1)
+    assert await setting.network.next() == [tag(9)]
 
 
 async def test_what_failed_is_tried_again_whole(setting: Setting) -> None:
@@ -106,6 +138,14 @@ async def test_what_failed_is_tried_again_whole(setting: Setting) -> None:
     setting.start()
     assert await setting.network.next() == [tag(1), tag(2)]
     assert setting.pauses == [announce_module.RETRY_S] * 2
+
+
+async def test_new_tags_that_failed_are_not_lost(setting: Setting) -> None:
+    announcer = setting.start()
+    await setting.network.next()
+    setting.network.failures = 1
+    announcer.announce_soon(tag(3))
+    assert await setting.network.next() == [tag(3)]
 
 
 async def test_too_many_new_tags_become_one_full_turn(
@@ -116,3 +156,116 @@ async def test_too_many_new_tags_become_one_full_turn(
     await setting.network.next()
     announcer.announce_soon(*(tag(i) for i in range(10)))
     assert await setting.network.next() == [tag(1), tag(2)]
+
+
+async def test_what_nobody_heard_is_told_when_somebody_comes(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce_module, "TICK_S", 0.001)
+    setting.network.count = 0
+    setting.start()
+    await setting.network.next()
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    assert len(setting.network.told) == 1
+    setting.network.count = 1
+    assert await setting.network.next() == [tag(1), tag(2)]
+
+
+async def test_a_network_that_has_grown_is_told_anew(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce_module, "TICK_S", 0.001)
+    setting.start()
+    await setting.network.next()
+    setting.network.count = 6
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    assert len(setting.network.told) == 1
+    setting.network.count = 7
+    assert await setting.network.next() == [tag(1), tag(2)]
+
+
+def many(count: int) -> list[Tag]:
+    return sorted(Tag(hashlib.sha256(b"%d" % i).digest()[:20]) for i in range(count))
+
+
+async def all_told(setting: Setting, tags: list[Tag]) -> None:
+    async with asyncio.timeout(5):
+        while sum(map(len, setting.network.told)) < len(tags):
+            await asyncio.sleep(0)
+
+
+async def test_many_tags_are_told_part_by_part(setting: Setting) -> None:
+    setting.here = many(10_000)
+    announcer = setting.start()
+    await all_told(setting, setting.here)
+    assert len(setting.network.told) == 16
+    assert list(itertools.chain(*setting.network.told)) == setting.here
+    await asyncio.sleep(0)
+    state = announcer.state()
+    assert (state.keys, state.parts_due, state.ends, state.late) == (10_000, 0, None, 0)
+    assert (state.lookups, state.datagrams) == (16, 80)
+
+
+async def test_a_long_sweep_goes_on_after_a_restart(setting: Setting) -> None:
+    setting.here = many(10_000)
+    half = asyncio.Event()
+
+    def slow() -> None:
+        setting.clock.advance(61)
+        if len(setting.network.told) == 8:
+            half.set()
+
+    setting.network.took = slow
+    setting.start()
+    await half.wait()
+    await setting.stop()
+    told = sum(map(len, setting.network.told))
+    assert 4_000 < told < 6_000
+    setting.start()
+    await all_told(setting, setting.here)
+    assert len(setting.network.told) in (16, 17)  # one may have been told and not noted
+
+
+async def test_another_address_begins_the_sweep_anew(setting: Setting) -> None:
+    setting.here = many(10_000)
+    setting.start()
+    await all_told(setting, setting.here)
+    await setting.stop()
+    setting.address = b"there"
+    setting.network.told.clear()
+    setting.start()
+    await all_told(setting, setting.here)
+
+
+async def test_a_network_too_slow_for_all_keys_is_an_alarm(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting.here = many(10_000)
+    news = asyncio.Event()
+
+    def slow() -> None:
+        setting.clock.advance(2 * 3600)  # 16 parts: 32 hours for records that live for 24
+        if len(setting.network.told) == 2:
+            news.set()
+
+    setting.network.took = slow
+    announcer = setting.start()
+    await news.wait()
+    state = announcer.state()
+    assert state.late > 0
+    assert state.alarm is not None
+    assert state.ends is not None
+    assert state.ends - setting.clock.wall() == pytest.approx(14 * 2 * 3600)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    await all_told(setting, setting.here)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_a_pace_that_suffices_is_none(setting: Setting) -> None:
+    setting.here = many(10_000)
+    setting.network.took = lambda: setting.clock.advance(3600)
+    announcer = setting.start()
+    await all_told(setting, setting.here)
+    assert announcer.state().alarm is None
