@@ -9,6 +9,7 @@ from p2pstore.maintenance.index import IndexWriter
 from p2pstore.maintenance.loops import Loop, Loops, Report
 from p2pstore.maintenance.rebuild import Rebuilt, ensure_catalog
 from p2pstore.maintenance.rebuild import state as rebuild_state
+from p2pstore.maintenance.refetch import Refetcher
 from p2pstore.maintenance.replicate import Replicator
 from p2pstore.maintenance.service import Maintenance, Swarm
 
@@ -25,6 +26,7 @@ __all__ = [
     "Loops",
     "Maintenance",
     "Rebuilt",
+    "Refetcher",
     "Replicator",
     "Report",
     "Swarm",

@@ -16,6 +16,7 @@ class Ask(StrEnum):
     PEERS = "peers"
     JOIN = "join"
     GET = "get"
+    LIST = "list"
     HAVE = "have"
     CHALLENGE = "challenge"
     LOCK = "lock"
@@ -43,6 +44,7 @@ _ALWAYS = {Ask.HELLO: Need.NOTHING, Ask.PING: Need.NOTHING, Ask.PEERS: Need.NOTH
 _ALWAYS |= {Ask.JOIN: Need.INVITATION}
 _OF_OWN_GROUP = (
     Ask.GET,
+    Ask.LIST,
     Ask.HAVE,
     Ask.CHALLENGE,
     Ask.LOCK,

@@ -20,6 +20,7 @@ from p2pstore.store.files import FileRow, State
 from p2pstore.store.held import Held, HeldStore, StaleMap, Upload
 from p2pstore.store.journal import IntentKind
 from p2pstore.store.memory import MemoryBundles
+from p2pstore.store.part import Part
 from p2pstore.store.sidefile import SideFile
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Known",
     "MemoryBundles",
     "OpenBundle",
+    "Part",
     "Salvaged",
     "SideFile",
     "StaleMap",

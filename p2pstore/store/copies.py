@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from p2pstore.ids import FolderId, NodeId
+from p2pstore.ids import BundleId, FolderId, NodeId
 from p2pstore.store.rows import rows_in
 
 
 class CopyState(StrEnum):
     PROVED = "proved"  # a whole proof, and no failed audit since
     SUSPECT = "suspect"  # an audit could not be answered; counts no more until it is
+    MOVING = "moving"  # its holder asked for it to be placed elsewhere: good to fetch from only
     LOST = "lost"  # the holder says that it has it not, or lied
     RELEASED = "released"
+
+
+HAVING = (CopyState.PROVED, CopyState.SUSPECT, CopyState.MOVING)  # may be asked for the bytes
 
 
 class Copy(NamedTuple):
@@ -68,6 +72,41 @@ def set_lease(db: sqlite3.Connection, bundle: int, holder: NodeId, until_ms: int
         "UPDATE copies SET lease_until=max(lease_until, ?) WHERE bundle=? AND holder=?",
         (until_ms, bundle, holder),
     )
+
+
+def begin_move(
+    db: sqlite3.Connection, holder: NodeId, bundles: Sequence[BundleId] | None = None
+) -> None:
+    """From now on this holder's copies (of these bundles only, if some are named) count no more."""
+    change = "UPDATE copies SET state='moving' WHERE holder=? AND state IN ('proved', 'suspect')"
+    if bundles is None:
+        db.execute(change, (holder,))
+        return
+    query = "SELECT id FROM bundles WHERE bundle_id IN ({keys})"
+    for (number,) in rows_in(db, query, bundles):
+        db.execute(f"{change} AND bundle=?", (holder, number))
+
+
+def end_move(db: sqlite3.Connection, holder: NodeId) -> None:
+    """It keeps them after all; each counts again as soon as it was asked for a proof."""
+    db.execute("UPDATE copies SET state='suspect' WHERE holder=? AND state='moving'", (holder,))
+
+
+def moving(
+    db: sqlite3.Connection, holder: NodeId, *, after: int = 0, limit: int = 1000
+) -> list[Copy]:
+    """A page of what this holder asked to be rid of, in order of the bundle's row id."""
+    query = (
+        f"SELECT {_COLUMNS} FROM copies WHERE holder=? AND bundle>? AND state='moving'"
+        " ORDER BY bundle LIMIT ?"
+    )
+    return [Copy(*row) for row in db.execute(query, (holder, after, limit))]
+
+
+def movers(db: sqlite3.Connection) -> list[NodeId]:
+    """The holders that asked to be rid of something, and still have it."""
+    query = "SELECT DISTINCT holder FROM copies WHERE state='moving'"
+    return [NodeId(holder) for (holder,) in db.execute(query)]
 
 
 def drop(db: sqlite3.Connection, bundle: int, holder: NodeId) -> None:

@@ -140,14 +140,28 @@ class DiskBundles(SealedReader):
             raise LocalProtocolError(f"Bundle {short(bundle_id)} is being written.")
         self._open_path(bundle_id).unlink(missing_ok=True)
 
-    def adopt(self, path: Path, index: BundleIndex) -> None:
-        """Take in a complete, synced bundle file by renaming it; durable when this returns."""
+    def part_path(self, bundle_id: BundleId) -> Path:
+        """Where a sealed bundle that was here before is put together again, to be adopted."""
+        return self._open / f"{bundle_id.hex()}.part"
+
+    def drop_parts(self) -> None:
+        """At start: what was being put together and never adopted."""
+        for path in self._open.glob("*.part"):
+            path.unlink()
+
+    def adopt(self, path: Path, index: BundleIndex, live: SignedLiveMap | None = None) -> None:
+        """Take in a complete, synced bundle file by renaming it; durable when this returns.
+
+        Its live map comes first: no bundle is ever seen with holes that nothing tells of.
+        """
         self.refuse_when_failed()
         bundle_id = index.header.bundle_id
         target = self._sealed_directory(bundle_id) / f"{bundle_id.hex()}.bundle"
         if target.exists():
             raise LocalProtocolError(f"Bundle {short(bundle_id)} is there already.")
         with self.failing():
+            if live is not None:
+                replace_file(self._live_path(bundle_id), encode_live_map(live))
             path.rename(target)
             sync_directory(target.parent)
         self._remember(index)

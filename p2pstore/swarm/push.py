@@ -29,8 +29,12 @@ from p2pstore.content import (
     BundleIndex,
     LiveMap,
     Prover,
+    SignedLiveMap,
+    decode_live_map,
+    decode_signed_list,
     live_map_hash,
     signed_list,
+    verify_live_map,
 )
 from p2pstore.errors import IntegrityError, RemoteProtocolError
 from p2pstore.ids import BlockId, BundleId, GroupId, NodeId, PublicKey, Tag, group_id_of, node_id_of
@@ -43,8 +47,10 @@ from p2pstore.threads import in_thread
 from p2pstore.wire import (
     MAX_HOLDINGS,
     MAX_HOPS,
+    BlockList,
     Challenge,
     GetHeads,
+    GetList,
     Heads,
     HeadsKept,
     Holding,
@@ -271,6 +277,29 @@ class Pusher:
                 return
             if not page.items:
                 raise RemoteProtocolError(f"{link} says that there is more, and sends nothing.")
+
+    async def block_list(
+        self, bundle_id: BundleId, holder: NodeId
+    ) -> tuple[BundleIndex, SignedLiveMap | None]:
+        """Which blocks the bundle has, and which of them are live there; None: all of them.
+
+        The list is signed by whoever it says has opened the bundle, the map by whoever it names:
+        whether those are believed is the caller's to judge.
+        """
+        link = await self._peers.connect(holder)
+        answer, listed = await link.request(GetList(bundle_id))
+        if not isinstance(answer, BlockList):
+            raise RemoteProtocolError(f"{link} answers GET_LIST with {type(answer).__name__}.")
+        index = await in_thread(self._pool, decode_signed_list, listed)
+        if index.header.bundle_id != bundle_id:
+            raise IntegrityError(f"{link} sent the list of another bundle.")
+        if not answer.live_map:
+            return index, None
+        signed = decode_live_map(answer.live_map)
+        live = verify_live_map(signed)
+        if live.bundle_id != bundle_id or not live.fits(len(index.blocks)):
+            raise IntegrityError(f"{link} sent a live map that does not fit the bundle.")
+        return index, signed
 
     # -- heads -------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from nacl.signing import SigningKey
 
 from p2pstore.clock import Clock
-from p2pstore.content import decode_live_map, verify_live_map
+from p2pstore.content import decode_live_map, signed_list, verify_live_map
 from p2pstore.errors import NotAllowed, RemoteProtocolError
 from p2pstore.ids import BundleId, GroupId, NodeId, PublicKey, Tag, node_id_of, short
 from p2pstore.net import Link, Request
@@ -31,9 +31,11 @@ from p2pstore.swarm.taking import Admission, Taker
 from p2pstore.threads import in_thread
 from p2pstore.wire import (
     MAX_PEERS,
+    BlockList,
     Challenge,
     Get,
     GetHeads,
+    GetList,
     GetPeers,
     Have,
     HaveReply,
@@ -127,6 +129,7 @@ class Server:
             Release: self._release,
             LiveMapUpdate: self._live_map_update,
             Holdings: self._holdings,
+            GetList: self._get_list,
         }
 
     async def serve(self, request: Request) -> None:
@@ -295,6 +298,16 @@ class Server:
             for one in held
         )
         await request.reply(HoldingsPage(items, more))
+
+    async def _get_list(self, request: Request, message: GetList) -> None:
+        place = await self._admitted(request.link, Ask.LIST, message.bundle)
+        answer, listed = await in_thread(self._pool, self._list, place)
+        await request.reply(answer, listed)
+
+    def _list(self, place: Place) -> tuple[BlockList, bytes]:
+        """Runs in a thread."""
+        answer = BlockList(self._shelf.signed_live_map(place))
+        return answer, signed_list(self._shelf.index(place))
 
     # -- what all of them need ---------------------------------------------------------------
 

@@ -17,7 +17,7 @@ messages of the asker inside one exchange:
         PUT_END -> RECEIPT
     CHALLENGE -> PROOF | STALE              LOCK -> LOCKED | STALE
     UNLOCK, RELEASE, MOVE -> OK             LIVE_MAP_UPDATE -> OK | STALE
-    RENEW -> RENEWED
+    RENEW -> RENEWED                        GET_LIST -> BLOCK_LIST + payload
 
 FAIL may answer any request. HELLO is the first frame of each side and never comes again.
 """
@@ -383,14 +383,30 @@ class Move(Message, frozen=True, tag=38):
     why: Literal["leaving", "room", "staying"]
 
 
+class GetList(Message, frozen=True, tag=41):
+    """Which blocks does the bundle have? Who dropped its own copy needs this to have it again."""
+
+    bundle: BundleId
+
+
+class BlockList(Message, frozen=True, tag=42):
+    """The payload is the signed block list, as PUT brought it (content.signed_list).
+
+    `live_map` is the encoded SignedLiveMap that holds here, or empty while all blocks are live.
+    """
+
+    live_map: LiveMapBytes = b""
+
+
 Request_: TypeAlias = (
     Ping | GetPeers | Join | GetHeads | PutHeads | Get | Have | Put | Challenge | Lock | Unlock
-    | Release | LiveMapUpdate | Holdings | Renew | Move
+    | Release | LiveMapUpdate | Holdings | Renew | Move | GetList
 )  # fmt: skip
 More: TypeAlias = PutBlock | PutEnd | Join
 Reply: TypeAlias = (
     Pong | Peers | JoinNonce | Welcome | Heads | HeadsKept | BlockReply | GetDone | HaveReply
     | PutReady | Receipt | Proof | Stale | Locked | Ok | HoldingsPage | Fail | Renewed
+    | BlockList
 )  # fmt: skip
 BULKY: TypeAlias = Heads | PutHeads | Welcome
 

@@ -26,6 +26,7 @@ def test_what_has_to_be_shown() -> None:
     assert need("device", Ask.RELEASE) is Need.OWN_GROUP
     assert need("friend", Ask.PUT) is Need.OFFER
     assert need("friend", Ask.RENEW) is Need.OWN_GROUP
+    assert need("friend", Ask.LIST) is Need.OWN_GROUP
     assert need("friend", Ask.MOVE) is Need.HOLDER
     assert need("stranger", Ask.MOVE) is Need.NEVER
     assert all(need(role, Ask.JOIN) is Need.INVITATION for role in ("stranger", "device"))

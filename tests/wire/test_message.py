@@ -63,6 +63,8 @@ SAMPLES: tuple[m.Message, ...] = (
     m.Renew((BUNDLE,), 15_552_000),
     m.Renewed(15_552_000, (None, 7)),
     m.Move((BUNDLE,), "leaving"),
+    m.GetList(BUNDLE),
+    m.BlockList(b"map"),
 )
 
 
@@ -72,7 +74,7 @@ def test_every_message_has_a_sample() -> None:
 
 def test_numbers_are_distinct() -> None:
     numbers = [kind.__struct_config__.tag for kind in m.Message.__subclasses__()]
-    assert sorted(numbers) == list(range(1, len(numbers) + 1))
+    assert len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: type(sample).__name__)
