@@ -27,6 +27,7 @@ from importlib import resources
 from pathlib import Path
 
 from p2pstore.errors import Unavailable, UsageError
+from p2pstore.home import Home
 from p2pstore.sandbox import as_root, program
 
 SYSTEM_UNITS = Path("/etc/systemd/system")
@@ -117,7 +118,7 @@ class Unit:
             why = self._last_words(began) or _first_line(done.stderr)
             raise Unavailable(
                 f"The service is installed, but the node does not start: {why.rstrip('.')}."
-                f" systemd tries again every few seconds. Its log: {self.journal}"
+                f" Its log: {self.journal}"
             )
 
     def _last_words(self, since: float) -> str:
@@ -169,14 +170,16 @@ def install(system: bool = False, *, user: str | None = None, home: Path | None 
         _write_drop_in(target, "home.conf", "Where this node's store lies.", lines)
     else:
         (target.drop_ins / "home.conf").unlink(missing_ok=True)
+    allowed = _allow_watched(store, target) if target.system and store is not None else []
     target.ask("daemon-reload")
     target.ask("enable", target.name)
     target.restart()
     said.append(f"The node runs. Its log: {target.journal} -f")
     if target.system:
         said.append("It goes on when you log out, and starts with the machine.")
+        where = ", ".join(["its own store", *map(os.fspath, allowed)])
         said.append(
-            "It may write into its own store only; for each folder:"
+            f"It may write into {where} only; for each other folder:"
             f" {as_root()} service allow DIR --system"
         )
     else:
@@ -226,17 +229,29 @@ def allow(directory: str | Path, system: bool = False, *, user: str | None = Non
     _must_be_root(target, f"allow {shlex.quote(os.fspath(place))}")
     if not target.is_installed:
         raise UsageError(f"{target.name} is not installed: p2pstore service install --system")
+    _allow(place, target)
+    target.ask("daemon-reload")
+    # The list of writable paths is made when the service starts.
+    target.ask("try-restart", target.name)
+    following = f"p2pstore add-folder {shlex.quote(os.fspath(place))}"
+    return f"The service may write into {place} now; next: {following}"
+
+
+def _allow(place: Path, target: Unit) -> None:
     _write_drop_in(
         target,
         f"allow-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.conf",
         "Written by `p2pstore service allow`; remove the file to take it back.",
         [f"ReadWritePaths={_quoted(f'-{place}')}"],
     )
-    target.ask("daemon-reload")
-    # The list of writable paths is made when the service starts.
-    target.ask("try-restart", target.name)
-    following = f"p2pstore add-folder {shlex.quote(os.fspath(place))}"
-    return f"The service may write into {place} now; next: {following}"
+
+
+def _allow_watched(store: Path, target: Unit) -> list[Path]:
+    """Allow the folders that the node watches already, as when it was a user's service before."""
+    watched = [Path(folder.path) for folder in Home(store).folders() if not folder.removed]
+    for place in watched:
+        _allow(place, target)
+    return watched
 
 
 def unit_text(target: Unit, start: Sequence[str]) -> str:

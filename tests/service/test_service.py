@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from p2pstore import sandbox
 from p2pstore.cli import service
+from p2pstore.config import FolderSettings
 from p2pstore.errors import Unavailable, UsageError
+from p2pstore.home import Home, WatchedFolder
 
 NO_BUS = "Failed to connect to bus: No medium found"
 
@@ -236,6 +239,23 @@ def test_allow_adds_one_directory_each(machine: Machine) -> None:
     assert machine.asked()[-2:] == [
         "systemctl daemon-reload",
         "systemctl try-restart p2pstore@alice.service",
+    ]
+
+
+@pytest.mark.usefixtures("as_root")
+def test_what_the_node_watches_already_is_allowed_at_once(machine: Machine) -> None:
+    """Somebody turns from a user's service to the system's, and every folder goes on."""
+    store = machine.home / "store"
+    store.mkdir()
+    folder = WatchedFolder(
+        folder_id=b"f" * 16, path="/srv/Vault", name="Vault", settings=FolderSettings()
+    )
+    former = msgspec.structs.replace(folder, path="/srv/Former", removed=True)
+    Home(store).write_folders([folder, former])
+    assert "into its own store, /srv/Vault only" in service.install(system=True, home=store)
+    drop_ins = (machine.units / "p2pstore@alice.service.d").glob("allow-*.conf")
+    assert [value for path in drop_ins for value in values(path, "ReadWritePaths")] == [
+        '"-/srv/Vault"'
     ]
 
 
