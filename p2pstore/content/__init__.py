@@ -71,6 +71,7 @@ from p2pstore.content.chunklist import (
     children,
     decode_list,
     encode_list,
+    list_of,
     spill_list,
     walk,
 )
@@ -326,6 +327,7 @@ __all__ = [
     "fits_inline",
     "head_order",
     "largest_holes",
+    "list_of",
     "live_map_hash",
     "looks_like_manifest",
     "manifest_hash",

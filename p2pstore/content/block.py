@@ -52,6 +52,8 @@ MIN_BLOCK = 32 + 16  # one padding step, and the authenticator
 BLOCK_AAD = b"p2pstore 2026 block 1"
 KEY_SIZE = 32
 
+_SHARED_MOST = 128 * 1024  # a longer block holds one chunk: keeping it would only take memory
+
 _HEAD = struct.Struct(">BI")
 _HEAD_SIZE = 5
 _NONCE = bytes(24)
@@ -115,13 +117,27 @@ class Sealer:
 class Unsealer:
     """Opens blocks of any epoch: each is opened with its own key. One per thread."""
 
-    __slots__ = ("_decompress",)
+    __slots__ = ("_decompress", "_last")
 
     def __init__(self) -> None:
         self._decompress = ZstdDecompressor(max_window_size=_MAX_WINDOW).decompress
+        self._last: tuple[object, bytes, bytes] = (None, b"", b"")
 
     def unseal(self, block: bytes, key: bytes) -> bytes:
-        """The payload; IntegrityError for anything but what `Sealer` makes with that key."""
+        """The payload; IntegrityError for anything but what `Sealer` makes with that key.
+
+        Chunks that share a block are asked for one after another: for the very object of the call
+        before, and the same key, the answer is still at hand.
+        """
+        last_block, last_key, payload = self._last
+        if block is last_block and key == last_key:
+            return payload
+        payload = self._unseal(block, key)
+        if type(block) is bytes and len(block) <= _SHARED_MOST:
+            self._last = (block, key, payload)
+        return payload
+
+    def _unseal(self, block: bytes, key: bytes) -> bytes:
         if not MIN_BLOCK <= len(block) <= MAX_BLOCK or len(key) != KEY_SIZE:
             raise IntegrityError("a block or its key has an impossible size")
         try:

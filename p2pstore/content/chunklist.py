@@ -24,7 +24,7 @@ at most 600 kB and fits a block; offset + length <= 1 MiB; the sum of lengths < 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import msgspec
@@ -189,6 +189,17 @@ class ListBuilder:
                 self._flush(depth)
             depth += 1
         return self._levels[depth].take(depth)
+
+
+def list_of(entries: Sequence[tuple[BundleRef, Entry]], store: Store) -> ChunkList:
+    """The root of a file's list from all its entries; a short one needs no block."""
+    if len(entries) == 1:  # nearly every file
+        ((ref, entry),) = entries
+        return ChunkList(0, (ref,), (_at_table(entry, 0),))
+    builder = ListBuilder(store)
+    for ref, entry in entries:
+        builder.add(ref, entry)
+    return builder.finish()
 
 
 def children(

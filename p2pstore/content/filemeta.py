@@ -96,8 +96,10 @@ def check_meta(meta: FileMeta) -> None:
         raise FormatError("a file whose owner has too long a name")
     if meta.extra is not None and (meta.xattrs or meta.holes):
         raise FormatError("a file whose attributes lie in two places")
-    check_holes(meta.size, meta.holes)
-    check_xattrs(meta.xattrs)
+    if meta.holes:
+        check_holes(meta.size, meta.holes)
+    if meta.xattrs:
+        check_xattrs(meta.xattrs)
 
 
 def check_holes(size: int, holes: Sequence[tuple[int, int]]) -> None:

@@ -215,10 +215,22 @@ def fits_inline(manifest: Manifest, chain: bytes) -> bool:
     """It can be sealed as it is, with its name shown in full."""
     if len(manifest.chunks.entries) > INLINE_ENTRIES:
         return False
+    if _is_surely_short(manifest, chain):
+        return True
     sealed = len(encode(manifest)) + _ENVELOPE_OVERHEAD + len(chain) + _MAC
-    if MAX_TEXT + _FIXED.size + sealed <= MAX_SIZE:
-        return True  # whatever the text says: nearly all files
     return len(_text(manifest.meta, MAX_TEXT)) + _FIXED.size + sealed <= MAX_SIZE
+
+
+def _is_surely_short(manifest: Manifest, chain: bytes) -> bool:
+    """Whatever its name and its text: nearly all files, told without encoding them."""
+    meta = manifest.meta
+    return (
+        len(manifest.chunks.entries) <= 2
+        and len(manifest.version) <= 2
+        and len(chain) <= MAX_CHAIN
+        and not meta.xattrs
+        and not meta.holes
+    )
 
 
 def fit(manifest: Manifest, chain: bytes, store: Store) -> Manifest:

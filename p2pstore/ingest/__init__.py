@@ -5,6 +5,7 @@ the local store. It neither opens, leases nor replaces a user's file (placement 
 decides nothing about which files to take (folders does).
 """
 
-from p2pstore.ingest.pipeline import Author, Ingest, Intake, NotProtected, Protected, Version
+from p2pstore.ingest.intake import Author, Intake, NotProtected, Protected, Version
+from p2pstore.ingest.pipeline import Ingest
 
 __all__ = ["Author", "Ingest", "Intake", "NotProtected", "Protected", "Version"]

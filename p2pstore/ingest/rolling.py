@@ -15,14 +15,21 @@ from p2pstore.ids import BlockId
 from p2pstore.store import OpenBundle
 
 
+class Part(NamedTuple):
+    """A chunk, or a manifest, within the plain payload of its block."""
+
+    fingerprint: bytes  # keyed hash of the part
+    offset: int
+    length: int
+
+
 class Written(NamedTuple):
-    """A block that this batch wrote: enough to find it, read it back and remember it."""
+    """A block that this batch wrote or relies on: enough to find, read back and remember it."""
 
     at: int  # index in its bundle's list
     block_id: BlockId
     key: bytes
-    fingerprint: bytes  # keyed hash of the plain payload
-    length: int  # of the plain payload
+    parts: list[Part]
 
 
 class Rolling:
@@ -39,10 +46,8 @@ class Rolling:
         self._ref: BundleRef | None = None
         self._written: list[Written] = []
 
-    def append(
-        self, blocks: Sequence[SealedBlock], plain: Sequence[tuple[bytes, int]]
-    ) -> list[BundleRef]:
-        """Write the blocks; `plain` has fingerprint and length of each. Returns where each lies."""
+    def append(self, blocks: Sequence[SealedBlock], parts: Sequence[list[Part]]) -> list[BundleRef]:
+        """Write the blocks; `parts` says what each of them holds. Returns where each lies."""
         where: list[BundleRef] = []
         start = 0
         while start < len(blocks):
@@ -51,12 +56,10 @@ class Rolling:
             if fit == 0:
                 self.close()
                 continue
-            part = blocks[start : start + fit]
-            indices = bundle.append(part)
-            for index, block, (fingerprint, length) in zip(
-                indices, part, plain[start : start + fit], strict=True
-            ):
-                self._written.append(Written(index, block.block_id, block.key, fingerprint, length))
+            some = blocks[start : start + fit]
+            indices = bundle.append(some)
+            for index, block, held in zip(indices, some, parts[start : start + fit], strict=True):
+                self._written.append(Written(index, block.block_id, block.key, held))
             where.extend([ref] * fit)
             start += fit
         return where

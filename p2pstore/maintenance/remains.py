@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from p2pstore.content import Kind
 from p2pstore.errors import P2PStoreError
+from p2pstore.ids import BundleId
 from p2pstore.maintenance.filing import Earlier, Filer
 from p2pstore.store import Catalog, folders
 
@@ -22,7 +24,9 @@ log = logging.getLogger(__name__)
 
 _PINS = "SELECT f.folder_id, x.path FROM files x JOIN folders f ON f.id=x.folder WHERE x.pinned=1"
 _HISTORY = (
-    "SELECT f.folder_id, h.path, h.manifest, h.version, h.ended_at, h.why"
+    "SELECT f.folder_id, h.path, h.manifest, h.version, h.ended_at, h.why,"
+    " (SELECT group_concat(hex(b.bundle_id)) FROM history_bundles x JOIN bundles b"
+    f" ON b.id=x.bundle WHERE x.history=h.id AND b.kind={int(Kind.META)})"
     " FROM history h JOIN folders f ON f.id=h.folder"
 )
 
@@ -43,12 +47,19 @@ def keep_from_old(old: Path | None, catalog: Catalog, filer: Filer) -> None:
             )
         for row in history:
             if row[0] in numbers:
-                filer.earlier(db, numbers[row[0]], Earlier(*row[1:]))
+                filer.earlier(db, numbers[row[0]], _earlier(*row[1:]))
 
     try:
         catalog.write(change).result()
     except (P2PStoreError, sqlite3.Error, TypeError, ValueError) as exc:
         log.warning("Pins and earlier versions could not be taken over: %s", exc)
+
+
+def _earlier(
+    path: bytes, manifest: bytes, version: bytes, ended_at: int, why: str, meta: str | None
+) -> Earlier:
+    ids = [BundleId(bytes.fromhex(one)) for one in (meta or "").split(",") if one]
+    return Earlier(path, manifest, version, ended_at, why, tuple(ids))
 
 
 def _rows(path: Path, query: str) -> Iterator[tuple[Any, ...]]:

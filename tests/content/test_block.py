@@ -167,3 +167,19 @@ def test_golden_blocks(keys: EpochKeys, vectors: Callable[[str], list[dict[str, 
 def test_golden_padding(vectors: Callable[[str], list[dict[str, Any]]]) -> None:
     for vector in vectors("padding"):
         assert padded_size(vector["size"]) == vector["padded"]
+
+
+def test_unsealer_never_answers_for_another_block_or_key() -> None:
+    """It remembers the last block, because chunks share blocks."""
+    sealer, unsealer = Sealer(SECRET), Unsealer()
+    one, two = sealer.seal(b"one" * 50), sealer.seal(b"two" * 50)
+    assert unsealer.unseal(one.block, one.key) == b"one" * 50
+    assert unsealer.unseal(one.block, one.key) == b"one" * 50
+    with pytest.raises(IntegrityError):
+        unsealer.unseal(one.block, two.key)
+    assert unsealer.unseal(two.block, two.key) == b"two" * 50
+    reused = bytearray(one.block)
+    assert unsealer.unseal(reused, one.key) == b"one" * 50  # type: ignore[arg-type]
+    reused[-1] ^= 1
+    with pytest.raises(IntegrityError):
+        unsealer.unseal(reused, one.key)  # type: ignore[arg-type]

@@ -14,8 +14,10 @@ import msgspec
 
 from p2pstore.content import (
     MAX_SIZE,
+    BundleRef,
     IndexLine,
     Keyring,
+    Kind,
     Manifest,
     Opened,
     Relation,
@@ -368,7 +370,10 @@ class Filer:
         if not self.trusts(opened.signer, opened.chain):
             return
         place = self._housing.place_in(db, old.manifest)
-        references = self._needs.of(opened.manifest, place)
+        references = dict(self._needs.of(opened.manifest, place))
+        for row in blocks.get_bundles(db, old.meta).values():
+            if row.kind == Kind.META:
+                references[row.bundle_id] = BundleRef(row.bundle_id, row.tag), Kind.META
         own = opened.signer == self._me
         self._rows.earlier(db, folder, old._replace(path=path), opened.manifest, references, own)
 

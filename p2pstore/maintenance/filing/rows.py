@@ -69,6 +69,7 @@ class Earlier(NamedTuple):
     version: bytes
     ended_at: int
     why: str
+    meta: tuple[BundleId, ...]  # bundles, one of which has the manifest: several share a block
 
 
 class Rows:
