@@ -1,10 +1,11 @@
 """What lies on the disk: bundles, the catalog, and bundles kept for others.
 
-The rows of the catalog are reached through the modules `blocks`, `copies`, `files`, `folders` and
-`journal`, whose functions take the connection first and are put together in `Catalog.write`.
+The rows of the catalog are reached through the modules `blocks`, `copies`, `dying`, `files`,
+`folders` and `journal`, whose functions take the connection first and are put together in
+`Catalog.write`.
 """
 
-from p2pstore.store import blocks, copies, files, folders, journal
+from p2pstore.store import blocks, copies, dying, files, folders, journal
 from p2pstore.store.blocks import BundleRow, BundleState, DedupRow, Known
 from p2pstore.store.bundles import (
     BundleDamaged,
@@ -50,6 +51,7 @@ __all__ = [
     "Upload",
     "blocks",
     "copies",
+    "dying",
     "files",
     "folders",
     "journal",

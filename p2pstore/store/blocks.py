@@ -22,6 +22,7 @@ class BundleState(StrEnum):
     EVICTING = "evicting"  # about to leave it: no new reference relies on it
     EVICTED = "evicted"  # only holders have it
     LOST = "lost"  # neither here nor at a holder that proved it
+    DEAD = "dead"  # nothing needs it: in the trash for a while, then let go of at its holders
 
 
 class BundleRow(NamedTuple):
@@ -225,6 +226,7 @@ def claim(db: sqlite3.Connection, root: str, bundles: Iterable[int]) -> set[int]
         )
         if cursor.rowcount == 1:
             kept.add(bundle)
+    db.executemany("DELETE FROM unnamed WHERE bundle=?", [(bundle,) for bundle in kept])
     return kept
 
 
@@ -330,7 +332,7 @@ def forget_unreferenced(db: sqlite3.Connection, bundle: int) -> BundleId | None:
     ).fetchone()
     if found is None:
         return None
-    for table in ("dedup", "copies", "aliases"):
+    for table in ("dedup", "copies", "aliases", "examined", "dying", "unnamed", "dead"):
         db.execute(f"DELETE FROM {table} WHERE bundle=?", (bundle,))
     db.execute("DELETE FROM bundles WHERE id=?", (bundle,))
     return BundleId(found[0])

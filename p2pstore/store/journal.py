@@ -12,7 +12,7 @@ import sqlite3
 from enum import StrEnum
 from typing import NamedTuple
 
-from p2pstore.store import blocks
+from p2pstore.store import blocks, dying
 
 
 class IntentKind(StrEnum):
@@ -59,7 +59,11 @@ def advance(db: sqlite3.Connection, intent: int, state: str, body: bytes | None 
 
 
 def close(db: sqlite3.Connection, intent: int) -> bool:
-    """It is done or rolled back: the row and its claims go; whether it was still open."""
+    """It is done or rolled back: the row and its claims go; whether it was still open.
+
+    Bundles that it made and that nothing names are noted: they need not be kept for long.
+    """
+    dying.note_unnamed(db, intent, root_of(intent))
     blocks.drop_root(db, root_of(intent))
     return db.execute("DELETE FROM journal WHERE id=?", (intent,)).rowcount == 1
 

@@ -25,6 +25,8 @@ head_acks       the newest head of a folder and group state that a holder acknow
 journal         what is being done and must be finished or rolled back after a crash
 aliases         ids of bundles that were merged into another one
 kv              single values
+examined, dying, unnamed, dead
+                what nothing refers to any more, on its way out: see dying.py
 """
 
 from __future__ import annotations
@@ -183,4 +185,27 @@ CREATE TABLE kv (
 ) WITHOUT ROWID;
 """
 
-STEPS: list[str] = [_FIRST]
+_DYING = """
+CREATE TABLE examined (
+    bundle INTEGER PRIMARY KEY REFERENCES bundles (id),
+    stamp  BLOB NOT NULL
+);
+
+CREATE TABLE dying (
+    bundle INTEGER NOT NULL REFERENCES bundles (id),
+    since  INTEGER NOT NULL,
+    bits   BLOB NOT NULL,
+    PRIMARY KEY (bundle, since)
+) WITHOUT ROWID;
+
+CREATE TABLE unnamed (
+    bundle INTEGER PRIMARY KEY REFERENCES bundles (id)
+);
+
+CREATE TABLE dead (
+    bundle INTEGER PRIMARY KEY REFERENCES bundles (id),
+    since  INTEGER NOT NULL
+);
+"""
+
+STEPS: list[str] = [_FIRST, _DYING]
