@@ -40,6 +40,7 @@ from p2pstore.policy.evict import (
 )
 from p2pstore.policy.eviction import Evictable, room_wanted, to_evict
 from p2pstore.policy.masschange import is_mass_change
+from p2pstore.policy.moving import MoveStep, Moving, enough_to_release, next_move
 from p2pstore.policy.opens import OpenGate
 from p2pstore.policy.placing import (
     Candidate,
@@ -97,6 +98,8 @@ __all__ = [
     "Facts",
     "Holder",
     "Method",
+    "MoveStep",
+    "Moving",
     "Need",
     "OpenGate",
     "Standing",
@@ -114,6 +117,7 @@ __all__ = [
     "earned",
     "editor_marks",
     "eligible",
+    "enough_to_release",
     "house",
     "in_work_for",
     "is_barred",
@@ -127,6 +131,7 @@ __all__ = [
     "marks_repository",
     "may",
     "need",
+    "next_move",
     "offer_to_friend",
     "one_house",
     "refuse_folder",
