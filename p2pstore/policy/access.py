@@ -25,6 +25,8 @@ class Ask(StrEnum):
     HOLDINGS = "holdings"
     PUT = "put"
     HEADS = "heads"
+    TUNNEL = "tunnel"  # and to be reached through one: whoever pairs two ends looks at both
+    REACH = "reach"
     MOVE = "move"  # the one question that a holder asks the owner
 
 
@@ -41,7 +43,7 @@ class Need(Enum):
 
 
 _ALWAYS = {Ask.HELLO: Need.NOTHING, Ask.PING: Need.NOTHING, Ask.PEERS: Need.NOTHING}
-_ALWAYS |= {Ask.JOIN: Need.INVITATION}
+_ALWAYS |= {Ask.REACH: Need.NOTHING, Ask.JOIN: Need.INVITATION}
 _OF_OWN_GROUP = (
     Ask.GET,
     Ask.LIST,
@@ -57,6 +59,7 @@ _RELATED = {
     **dict.fromkeys(_OF_OWN_GROUP, Need.OWN_GROUP),
     Ask.PUT: Need.OFFER,
     Ask.HEADS: Need.NOTHING,
+    Ask.TUNNEL: Need.NOTHING,
     Ask.MOVE: Need.HOLDER,
 }
 _TABLE = {

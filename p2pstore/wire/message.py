@@ -18,6 +18,8 @@ messages of the asker inside one exchange:
     CHALLENGE -> PROOF | STALE              LOCK -> LOCKED | STALE
     UNLOCK, RELEASE, MOVE -> OK             LIVE_MAP_UPDATE -> OK | STALE
     RENEW -> RENEWED                        GET_LIST -> BLOCK_LIST + payload
+    TUNNEL_TO -> TUNNEL_DATA, then TUNNEL_DATA + payload, any number both ways, until OK
+    REACH -> REACHED
 
 FAIL may answer any request. HELLO is the first frame of each side and never comes again.
 """
@@ -40,7 +42,7 @@ from p2pstore.ids import (
     Tag,
 )
 from p2pstore.wire.claims import MAX_RECEIPT, MAX_SIGNED_GET, MAX_WANTED, Chain, Seq, Size
-from p2pstore.wire.record import MAX_RECORD, Milliseconds, Name, NetworkName
+from p2pstore.wire.record import MAX_RECORD, Host, Milliseconds, Name, NetworkName
 
 VERSIONS = (1,)  # protocol versions that this program speaks
 MAX_VERSIONS = 32
@@ -383,6 +385,29 @@ class Move(Message, frozen=True, tag=38):
     why: Literal["leaving", "room", "staying"]
 
 
+class TunnelTo(Message, frozen=True, tag=39):
+    """Carry bytes between me and that node, to which you have a link.
+
+    With the id of the node that is asked: somebody to whom the asker has a link wants to speak to
+    you, through the asker. The first answer is an empty TUNNEL_DATA; then the end that began is a
+    TLS client and the other one a TLS server, as over TCP; the node between sees sealed bytes only.
+    """
+
+    node: NodeId
+
+
+class TunnelData(Message, frozen=True, tag=40):
+    """The payload is the next piece of the stream in that direction, of at most 64 KiB.
+
+    `taken`: so many bytes of the other direction were taken from the tunnel since this was last
+    said. A sender is never more than 1 MiB ahead of what was taken: so a slow end stops its sender,
+    not the links between. `end`: no more bytes in this direction.
+    """
+
+    taken: Annotated[int, Meta(ge=0, le=2**30)] = 0
+    end: bool = False
+
+
 class GetList(Message, frozen=True, tag=41):
     """Which blocks does the bundle have? Who dropped its own copy needs this to have it again."""
 
@@ -398,20 +423,39 @@ class BlockList(Message, frozen=True, tag=42):
     live_map: LiveMapBytes = b""
 
 
+class Reach(Message, frozen=True, tag=43):
+    """Can you connect to me? Dial the address that this link comes from, at this port, now.
+
+    Nobody is asked to dial an address that did not connect: the port is the asker's only choice.
+    """
+
+    port: Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Reached(Message, frozen=True, tag=44):
+    """Whether the asker's key was found there; `host` is the address that its link comes from."""
+
+    host: Host
+    is_reached: bool
+    why: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
+
+
 Request_: TypeAlias = (
     Ping | GetPeers | Join | GetHeads | PutHeads | Get | Have | Put | Challenge | Lock | Unlock
-    | Release | LiveMapUpdate | Holdings | Renew | Move | GetList
+    | Release | LiveMapUpdate | Holdings | Renew | Move | GetList | TunnelTo | Reach
 )  # fmt: skip
-More: TypeAlias = PutBlock | PutEnd | Join
+More: TypeAlias = PutBlock | PutEnd | Join | TunnelData
 Reply: TypeAlias = (
     Pong | Peers | JoinNonce | Welcome | Heads | HeadsKept | BlockReply | GetDone | HaveReply
     | PutReady | Receipt | Proof | Stale | Locked | Ok | HoldingsPage | Fail | Renewed
-    | BlockList
+    | BlockList | TunnelData | Reached
 )  # fmt: skip
 BULKY: TypeAlias = Heads | PutHeads | Welcome
 
 REQUESTS: frozenset[type[Message]] = frozenset(Request_.__args__)
-LONG: frozenset[type[Message]] = frozenset({Put, Join})  # whose asker sends further messages
+LONG: frozenset[type[Message]] = frozenset(
+    {Put, Join, TunnelTo}
+)  # whose asker sends further messages
 MORE: frozenset[type[Message]] = frozenset(More.__args__)
 REPLIES: frozenset[type[Message]] = frozenset(Reply.__args__)
 BULKY_TYPES: frozenset[type[Message]] = frozenset(BULKY.__args__)

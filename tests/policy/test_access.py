@@ -5,7 +5,7 @@ import pytest
 from p2pstore.policy import Ask, Need, may, need
 
 # Written out anew from the design, not derived from the code.
-STRANGER = {Ask.HELLO, Ask.PING, Ask.PEERS, Ask.JOIN, Ask.GET}
+STRANGER = {Ask.HELLO, Ask.PING, Ask.PEERS, Ask.REACH, Ask.JOIN, Ask.GET}
 
 
 @pytest.mark.parametrize("role", ["device", "admin", "friend"])

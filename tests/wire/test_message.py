@@ -65,6 +65,10 @@ SAMPLES: tuple[m.Message, ...] = (
     m.Move((BUNDLE,), "leaving"),
     m.GetList(BUNDLE),
     m.BlockList(b"map"),
+    m.TunnelTo(NODE),
+    m.TunnelData(262_144, True),
+    m.Reach(8080),
+    m.Reached("192.0.2.7", False, "No answer."),
 )
 
 
@@ -107,6 +111,11 @@ def test_fields_that_we_do_not_know_are_skipped() -> None:
         [37, 1, [-1]],
         [38, [b"B" * 32] * (MAX_WANTED + 1), "room"],
         [38, [], "bored"],
+        [39, b"N" * 19],
+        [40, -1],
+        [40, 2**30 + 1],
+        [43, 0],
+        [43, 65_536],
     ],
 )
 def test_values_beyond_their_limits_are_refused(raw: list[object]) -> None:
