@@ -253,7 +253,7 @@ class Restore:
         for manifest in manifests:
             try:
                 payloads = self._unseal(manifest.chunks.entries, blocks)
-                content = payloads[0] if len(payloads) == 1 else b"".join(payloads)
+                content = _with_holes(manifest, payloads)
                 if len(content) != manifest.meta.size or blake3(content).digest() != manifest.hash:
                     raise IntegrityError(
                         "The content does not have the hash that its manifest states."
@@ -262,6 +262,21 @@ class Restore:
             except P2PStoreError as exc:
                 results.append(exc)
         return results
+
+
+def _with_holes(manifest: Manifest, payloads: Sequence[bytes]) -> bytes:
+    """The content of a small file: its data, with zeros where its holes are."""
+    whole = payloads[0] if len(payloads) == 1 else b"".join(payloads)
+    if not manifest.meta.holes:
+        return whole
+    filled, at = bytearray(manifest.meta.size), 0
+    for offset, length in data_segments(manifest.meta.size, manifest.meta.holes):
+        piece = whole[at : at + length]
+        filled[offset : offset + len(piece)] = piece
+        at += length
+    if at != len(whole):
+        raise IntegrityError("The manifest lists other content than the file's size.")
+    return bytes(filled)
 
 
 def _data_position(segments: Sequence[tuple[int, int]], offset: int) -> int:

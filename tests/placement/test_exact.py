@@ -98,13 +98,15 @@ def test_long_chunk_list_comes_back(made: World) -> None:
     assert made.at("long").read_bytes() == content
 
 
-def test_holes_come_back_as_holes(made: World) -> None:
+@pytest.mark.parametrize("gap", [1 << 20, 20 << 20], ids=["small", "large"])
+def test_holes_come_back_as_holes(made: World, gap: int) -> None:
+    """A file of few bytes is brought back whole, with others; a large one window by window."""
     path = made.at("sparse")
     with open(path, "wb") as file:
         file.write(b"head")
-        file.seek(20 << 20)
+        file.seek(gap)
         file.write(b"middle")
-        file.truncate(64 << 20)
+        file.truncate(3 * gap)
     before, used = path.read_bytes(), path.stat().st_blocks
     there_and_back(made, b"sparse")
     assert path.read_bytes() == before
