@@ -21,15 +21,15 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from p2pstore.clock import Clock
-from p2pstore.content import Keyring, Kind
-from p2pstore.errors import P2PStoreError
+from p2pstore.content import Keyring
 from p2pstore.home import Home
-from p2pstore.ids import BlockId, BundleId, FolderId, NodeId, PublicKey, Tag
+from p2pstore.ids import BundleId, FolderId, NodeId, PublicKey, Tag
 from p2pstore.ingest import Author
-from p2pstore.maintenance.filing import Disk, Filer, Judge, Local, Place
+from p2pstore.maintenance.filing import Disk, Filer, Judge
 from p2pstore.maintenance.heads import KnownHead, believed, newest_heads
+from p2pstore.maintenance.reaching import Reaching, meta_bundles
 from p2pstore.maintenance.rebuild import Progress, State, raise_incarnation, save_state, state
-from p2pstore.restore import BlockSource, Wanted
+from p2pstore.restore import BlockSource
 from p2pstore.store import (
     BundleRow,
     BundleState,
@@ -191,49 +191,7 @@ def _unnamed(db: sqlite3.Connection, said: Holding) -> BundleRow:
     return row._replace(id=blocks.put_bundle(db, row))
 
 
-# -- what is not here ------------------------------------------------------------------------------
-
-
-class _Reaching(Local):
-    """Payloads from this disk, and what is not here from the swarm. Not for the loop's thread."""
-
-    def __init__(
-        self,
-        store: BundleStore,
-        meta: Sequence[BundleId],
-        source: BlockSource,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        super().__init__(store, meta)
-        self._source = source
-        self._loop = loop
-
-    def find_missing(self, places: Sequence[Place], found: dict[BlockId, bytes]) -> None:
-        super().find_missing(places, found)
-        wanted = {e.block: Wanted(ref, e.block) for ref, e in places if e.block not in found}
-        if not wanted:
-            return
-        for _ in range(2):  # the second time without those that are nowhere
-            try:
-                found.update(self._fetch(list(wanted.values())))
-                return
-            except P2PStoreError as exc:
-                nowhere = getattr(exc, "missing", None)
-                log.info("Some blocks of lists and manifests are not to be had: %s", exc)
-                if not nowhere:
-                    return
-                for block_id in nowhere:
-                    wanted.pop(block_id, None)
-                if not wanted:
-                    return
-
-    def _fetch(self, wanted: Sequence[Wanted]) -> Mapping[BlockId, bytes]:
-        work = asyncio.run_coroutine_threadsafe(_blocks(self._source, wanted), self._loop)
-        return work.result()
-
-
-async def _blocks(source: BlockSource, wanted: Sequence[Wanted]) -> Mapping[BlockId, bytes]:
-    return await source.blocks(wanted)
+# -- indexes -------------------------------------------------------------------------------------
 
 
 class _Read(NamedTuple):
@@ -265,7 +223,7 @@ class _Filing:
         self._files = 0
         self._filer = Filer(
             catalog=catalog,
-            local=_Reaching(store, catalog.view(partial(_local_meta, store)), source, loop),
+            local=Reaching(store, catalog.view(partial(meta_bundles, store)), source, loop),
             author=author,
             ring=ring,
             judge=judge,
@@ -385,12 +343,6 @@ def _doubt(db: sqlite3.Connection) -> int:
         ids,
     )
     return len(ids)
-
-
-def _local_meta(store: BundleStore, db: sqlite3.Connection) -> list[BundleId]:
-    query = "SELECT bundle_id FROM bundles WHERE kind=? AND state='sealed'"
-    rows = db.execute(query, (int(Kind.META),)).fetchall()
-    return [BundleId(bundle) for (bundle,) in rows if store.has(bundle)]
 
 
 def _folder_row(folder_id: FolderId, db: sqlite3.Connection) -> folders.FolderRow | None:
