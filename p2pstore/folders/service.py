@@ -137,10 +137,10 @@ class Folders:
 
     async def preview(self, directory: str, given: Mapping[str, object], *, force: bool) -> Preview:
         path = self.refuse(directory, force=force)
-        settings = self._settings_for(path, given)
+        settings = self.settings_for(path, given)
         return await asyncio.to_thread(preview, path, settings)
 
-    def _settings_for(self, path: Path, given: Mapping[str, object]) -> FolderSettings:
+    def settings_for(self, path: Path, given: Mapping[str, object]) -> FolderSettings:
         folder = self.rooted(path)
         before = self._config.folder_defaults() if folder is None else folder.settings
         return before.changed(given)
@@ -150,10 +150,13 @@ class Folders:
         if self._group is None:
             raise NotRunning("Folders are watched by the running node. Start it: p2pstore run")
         path = self.refuse(directory, force=force)
-        settings = self._settings_for(path, given)
+        settings = self.settings_for(path, given)
         folder = self.rooted(path)
         if folder is not None:
             self._change(folder, settings=settings)
+            # The catalog's copy is what eviction and copying go by.
+            raw = msgspec.msgpack.encode(settings)
+            await self._catalog.awrite(lambda db: folders.set_settings(db, folder.row, raw))
             folder.change_settings(settings)
             return True
         _try_to_write(path)

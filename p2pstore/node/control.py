@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -168,10 +169,10 @@ class NodeControl:
 
     async def do_preview(self, args: Args, _: Progress) -> Any:
         node = self._node
-        preview = await node.folders.preview(
-            args["dir"], _settings(args), force=bool(args.get("force"))
-        )
-        return _preview_line(node, args["dir"], preview)
+        given = _settings(args)
+        preview = await node.folders.preview(args["dir"], given, force=bool(args.get("force")))
+        settings = node.folders.settings_for(Path(os.path.realpath(args["dir"])), given)
+        return {**_preview_line(node, args["dir"], preview), "min_copies": settings.min_copies}
 
     async def do_add_folder(self, args: Args, _: Progress) -> Any:
         changed = await self._node.folders.add(
@@ -379,6 +380,5 @@ def _preview_line(node: Node, directory: str, preview: Preview) -> dict[str, Any
         "room_free_bytes": max(0, free),
         "keep_free_bytes": node.room.keep_free(),
         "holders": len(node.maintenance.holders_now()),
-        "min_copies": node.config.min_copies,
         "notes": preview.notes + ([node.volatile] if node.volatile else []),
     }
