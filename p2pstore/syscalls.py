@@ -448,6 +448,8 @@ _VOLATILE = {
     FileSystem.TMPFS: "it lies in memory (tmpfs) and is gone after a restart",
     FileSystem.RAMFS: "it lies in memory (ramfs) and is gone after a restart",
     FileSystem.OVERLAY: "it lies in a container's own layer (overlay) and goes with the container",
+}
+_REMOTE = {
     FileSystem.NFS: "it lies on a network mount (NFS)",
     FileSystem.CIFS: "it lies on a network mount (SMB)",
     FileSystem.NETWORK: "it lies on a network mount",
@@ -464,13 +466,20 @@ def is_volatile(path: str | bytes | Path) -> str | None:
     here = Path(os.path.realpath(os.fsdecode(path)))
     while not here.exists() and here != here.parent:
         here = here.parent
-    kind = file_system(here)
+    return _VOLATILE.get(file_system(here)) or is_remote(here)
+
+
+def is_remote(where: str | bytes | Path | int) -> str | None:
+    """Why bytes there may change without this kernel: a lease tells nothing of such a writer."""
+    if not IS_LINUX:
+        return None
+    kind = file_system(where)
     if kind is FileSystem.FUSE:
-        mounted = _mount_type(here.stat().st_dev)
+        mounted = _mount_type(os.stat(where).st_dev)
         if mounted == "fuseblk":  # a local disk, such as ntfs-3g
             return None
         return f"it lies on a mount of another program ({mounted or 'fuse'})"
-    return _VOLATILE.get(kind)
+    return _REMOTE.get(kind)
 
 
 def mount_id(fd: int) -> int:

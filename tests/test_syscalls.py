@@ -392,6 +392,9 @@ def test_what_is_volatile(
     monkeypatch.setattr(syscalls, "file_system", lambda where: kind)
     monkeypatch.setattr(syscalls, "_mount_type", lambda device: mounted)
     assert (syscalls.is_volatile(tmp_path) is not None) is volatile
+    # Memory and a container's layer go with this machine, but nobody else writes there.
+    only_volatile = kind in (FileSystem.OVERLAY, FileSystem.RAMFS)
+    assert (syscalls.is_remote(tmp_path) is not None) is (volatile and not only_volatile)
 
 
 def test_link_to_memory_is_volatile(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ class Batching:
             repositories=self._books.surroundings.repositories,
             siblings=self._books.surroundings.siblings,
             volatile=self._parts.volatile,
+            obstacle=self._books.obstacle,
             wall=self._parts.clock.wall(),
         )
 

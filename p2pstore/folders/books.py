@@ -133,4 +133,5 @@ class Books:
         self.losses = Losses()
         self.ours = Ours(self.hints)
         self.surroundings = Surroundings()
+        self.obstacle: str | None = None  # why nothing may be replaced here at present
         self.in_flight: dict[bytes, int] = {}  # path -> bytes, of the batches that run

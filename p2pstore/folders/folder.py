@@ -57,6 +57,7 @@ class Folder:
         self.folder_id = FolderId(entry.folder_id)
         self.root: Root | None = None
         self.missing_since: float | None = None
+        self.unwatched: str | None = None  # why it is not watched although it is there
         self._parts = parts
         self._books = books = Books(entry.settings)
         self._is_busy = False  # what was taken out of `waiting` is not in a batch yet
@@ -100,6 +101,11 @@ class Folder:
     @property
     def waiting_for_room(self) -> str | None:
         return self._batching.waiting_for_room
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why nothing is replaced here at present; None when it is."""
+        return self._books.obstacle
 
     @property
     def opens_unheard(self) -> str:
@@ -260,7 +266,7 @@ class Folder:
         marker = await self.in_thread(Root.marker, self.path)
         if marker != self.folder_id.hex():
             if self.missing_since is None:
-                self.missing_since = self._parts.clock.wall()
+                self.missing_since, self.unwatched = self._parts.clock.wall(), None
                 log.info("%s is not there; it goes on by itself when it is back.", self.path)
             return False
         try:
@@ -278,7 +284,7 @@ class Folder:
             self._trash.take_over(await self.in_thread(recovery.run))
         except OSError as exc:
             root.close()
-            log.warning("%s cannot be recovered yet: %s", self.path, exc)
+            self._cannot_watch(f"{self.path} cannot be recovered yet ({exc.strerror})")
             return False
         self.root, self.missing_since = root, None
         self.ask_rescan("the folder is back")
@@ -297,13 +303,20 @@ class Folder:
     async def _watch(self) -> None:
         try:
             async with ChangeWatcher(self.path) as watcher, asyncio.TaskGroup() as group:
+                self.unwatched = None
                 listener = group.create_task(self._listen(watcher))
                 try:
                     await self._work(group)
                 finally:
                     listener.cancel()
         except* UsageError as errors:
-            log.warning("%s cannot be watched: %s", self.path, errors.exceptions[0])
+            self._cannot_watch(f"{self.path} cannot be watched: {errors.exceptions[0]}")
+
+    def _cannot_watch(self, why: str) -> None:
+        """It is tried every two seconds, and said once."""
+        if why != self.unwatched:
+            log.warning("%s", why)
+        self.unwatched = why
 
     async def _listen(self, watcher: ChangeWatcher) -> None:
         async for event in watcher:
@@ -329,6 +342,7 @@ class Folder:
             if now >= next_presence:
                 if not await self.in_thread(root.is_present):
                     return
+                await self._look_for_obstacles(root)
                 next_presence = now + PRESENCE_S
             if now >= next_scan:
                 self.ask_rescan("time")
@@ -344,6 +358,12 @@ class Folder:
             hints.news.clear()
             if (wait := self._looking.wait_s()) or not hints:
                 await self._nap(min(next_presence, now + wait) if wait else next_presence)
+
+    async def _look_for_obstacles(self, root: Root) -> None:
+        """A disk may become read-only under us, and writable again: then all is judged anew."""
+        before, self._books.obstacle = self._books.obstacle, await self.in_thread(root.obstacle)
+        if before is not None and self._books.obstacle is None:
+            self.ask_rescan("it can be written again")
 
     async def _conclude(self, root: Root) -> None:
         why = await conclude(root, self.row, self._parts, self._books)

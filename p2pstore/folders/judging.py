@@ -37,6 +37,7 @@ class Rules:
     repositories: Collection[bytes]
     siblings: Mapping[bytes, set[bytes]]  # lock files by directory
     volatile: str | None  # why nothing may be replaced on this store
+    obstacle: str | None  # ... or in this folder
     wall: float
 
 
@@ -74,7 +75,9 @@ def judge(
         return plain_row(rules.folder, seen, State.SKIPPED, reason)
     replace = treatment is Treatment.REPLACE
     if replace and rules.volatile is not None:
-        replace, reason = False, rules.volatile
+        replace, reason = False, f"the store may not last: {rules.volatile}"
+    if replace and rules.obstacle is not None:
+        replace, reason = False, rules.obstacle
     if replace and (settings.pin or (row is not None and row.pinned)):
         replace, reason = False, "pinned"
     if replace and row is not None and not forced and _is_in_work(seen, row, rules):

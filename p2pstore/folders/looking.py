@@ -19,7 +19,7 @@ from p2pstore.folders.judging import IN_WORK
 from p2pstore.folders.meeting import Meeting
 from p2pstore.folders.parts import Parts
 from p2pstore.folders.reconcile import Findings, identity_of, look_at, look_at_all
-from p2pstore.placement import SUFFIX, Identity, Root
+from p2pstore.placement import SUFFIX, UNWRITABLE, Identity, Root
 from p2pstore.store import FileRow, State, files
 
 log = logging.getLogger(__name__)
@@ -137,13 +137,14 @@ class Looking:
         parts, waiting = self._parts, self._books.waiting
         settings = self._books.settings
         states = (State.PROTECTED, State.SKIPPED) if judge_anew else (State.PROTECTED,)
+        retried = RETRIED if self._books.obstacle else RETRIED | {UNWRITABLE}
 
         def protected(db: sqlite3.Connection) -> list[FileRow]:
             return [
                 row
                 for row in files.walk(db, self._row, states=states)
                 # Without a reason: a crash came between protecting and replacing.
-                if judge_anew or not row.reason or row.reason in RETRIED
+                if judge_anew or not row.reason or row.reason in retried
             ]
 
         now, wall = parts.now(), parts.clock.wall()

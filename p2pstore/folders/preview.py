@@ -10,6 +10,7 @@ from pathlib import Path
 from p2pstore.config import FolderSettings
 from p2pstore.folders.judging import treat
 from p2pstore.policy import Treatment, marks_repository
+from p2pstore.syscalls import is_remote
 from p2pstore.watch import Seen, Unread, scan
 
 
@@ -47,6 +48,10 @@ def preview(path: Path, settings: FolderSettings) -> Preview:
             siblings.setdefault(parent, set()).add(name)
         if not stat_module.S_ISDIR(seen.mode):
             entries.append(seen)
+    remote = is_remote(path)
     for seen in entries:
-        found.add(*treat(seen, settings, repositories, siblings), seen.size)
+        treatment, reason = treat(seen, settings, repositories, siblings)
+        if remote is not None and treatment is Treatment.REPLACE:
+            treatment, reason = Treatment.PROTECT_ONLY, remote
+        found.add(treatment, reason, seen.size)
     return found

@@ -25,6 +25,7 @@ class Trash:
         self._parts = parts
         self._hints = hints
         self._batches: list[Trashed] = []
+        self._said = ""  # what kept it from being emptied the last time
 
     def add(self, batch: Trashed) -> None:
         self._batches.append(batch)
@@ -62,8 +63,11 @@ class Trash:
                 left, back = await parts.in_thread(
                     empty, root, self._row, batch, parts.catalog, parts.store, parts.keeper
                 )
+                self._said = ""
             except OSError as exc:
-                log.warning("The trash of %s cannot be emptied now: %s", root.path, exc)
+                if (exc.strerror or str(exc)) != self._said:  # it is tried every few seconds, and said once
+                    log.warning("The trash of %s cannot be emptied now: %s", root.path, exc)
+                self._said = exc.strerror or str(exc)
             finally:
                 # Also when the folder is left meanwhile: what was not said to be gone is there.
                 if left is not None:

@@ -11,7 +11,7 @@ from p2pstore.placement.arrive import (
     swap_path,
 )
 from p2pstore.placement.claim import Claim, Identity, Phase, Turned, claim
-from p2pstore.placement.lay import Laid, lay_link, lay_placeholders
+from p2pstore.placement.lay import TOO_LONG, Laid, lay_link, lay_placeholders
 from p2pstore.placement.replace import (
     SUFFIX,
     Placing,
@@ -26,6 +26,7 @@ from p2pstore.placement.root import (
     OWN,
     TEMPORARY,
     TRASH,
+    UNWRITABLE,
     Directories,
     Root,
     free_name,
@@ -37,7 +38,9 @@ __all__ = [
     "OWN",
     "SUFFIX",
     "TEMPORARY",
+    "TOO_LONG",
     "TRASH",
+    "UNWRITABLE",
     "Arrival",
     "Claim",
     "Directories",

@@ -21,7 +21,8 @@ from blake3 import blake3
 from p2pstore.content import FileMeta
 from p2pstore.errors import NoRoom, Unavailable
 from p2pstore.placement.claim import Identity
-from p2pstore.placement.replace import put_back, to_trash, trash_path, unnamed
+from p2pstore.placement.nameless import Nameless
+from p2pstore.placement.replace import put_back, to_trash, trash_path
 from p2pstore.placement.root import (
     TEMPORARY,
     Directories,
@@ -30,7 +31,7 @@ from p2pstore.placement.root import (
     free_name,
     read_placeholder,
 )
-from p2pstore.syscalls import link_fd, rename_exchange, rename_noreplace, reserve
+from p2pstore.syscalls import rename_exchange, rename_noreplace, reserve
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,7 @@ class Arrival:
     def __init__(self, root: Root, landing: Landing) -> None:
         self._root = root
         self.landing = landing
-        self._temporary: bytes | None = None
-        self._fd = -1
+        self._file: Nameless | None = None
 
     def begin(self, among: Directories | None = None) -> None:
         """Reserve the room; NoRoom before the first byte is written.
@@ -86,12 +86,7 @@ class Arrival:
         with contextlib.ExitStack() as own:
             directories = among or own.enter_context(Directories(self._root))
             directory, _ = directories.made_parent(landing.path)
-            try:
-                self._fd = unnamed(directory, 0o600)
-            except OSError as exc:
-                if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                    raise
-                self._fd = self._named(directories)
+            self._file = Nameless(self._root, directories, directory)
         try:
             if among is None or landing.meta.holes or landing.meta.size > AT_ONCE:
                 self._reserve()
@@ -104,6 +99,16 @@ class Arrival:
                 ) from exc
             raise
 
+    @property
+    def _begun(self) -> Nameless:
+        if self._file is None:
+            raise ValueError("begin() comes first")
+        return self._file
+
+    @property
+    def _fd(self) -> int:
+        return self._begun.fd
+
     def _reserve(self) -> None:
         size = self.landing.meta.size
         os.ftruncate(self._fd, size)
@@ -114,16 +119,6 @@ class Arrival:
                 # A file system without fallocate: writes will say when there is no room.
                 if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
                     raise
-
-    def _named(self, directories: Directories) -> int:
-        """Without O_TMPFILE: a file in our own directory, moved into place when it is whole."""
-        directory = directories.make(TEMPORARY)
-        name = b"part-%s-%s" % (self.landing.batch.encode(), os.urandom(8).hex().encode())
-        fd = os.open(
-            name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory
-        )
-        self._temporary = TEMPORARY + b"/" + name
-        return fd
 
     def write(self, pieces: Iterable[tuple[int, bytes | memoryview]]) -> None:
         """(offset in the file, bytes) in any order."""
@@ -156,25 +151,11 @@ class Arrival:
         wanted = name
         while True:
             try:
-                self._link(directories, directory, wanted)
+                self._begun.link(directories, directory, wanted)
                 break
             except FileExistsError:
                 wanted = free_name(directory, name, b"hydrated")
         return beside(landing.path, wanted), Identity.of(os.fstat(self._fd))
-
-    def _link(self, directories: Directories, directory: int, name: bytes) -> None:
-        if self._temporary is None:
-            link_fd(self._fd, directory, name)
-            return
-        own, temporary = directories.parent(self._temporary)
-        try:
-            rename_noreplace(own, temporary, directory, name)
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.ENOSYS):
-                raise
-            os.link(temporary, name, src_dir_fd=own, dst_dir_fd=directory, follow_symlinks=False)
-            os.unlink(temporary, dir_fd=own)
-        self._temporary = None
 
     def _exchange(
         self, directories: Directories, directory: int, name: bytes
@@ -186,7 +167,7 @@ class Arrival:
         landing = self.landing
         own = directories.make(TEMPORARY)
         temporary = swap_path(landing.batch, landing.path).rpartition(b"/")[2]
-        self._link(directories, own, temporary)
+        self._begun.link(directories, own, temporary)
         try:
             rename_exchange(own, temporary, directory, name)
         except OSError:
@@ -202,15 +183,10 @@ class Arrival:
         return landing.path, Identity.of(os.fstat(self._fd))
 
     def abort(self) -> None:
-        """Forget it; nothing of it has a name in the user's tree."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if self._temporary is not None:
-            with contextlib.suppress(FileNotFoundError), Directories(self._root) as directories:
-                own, temporary = directories.parent(self._temporary)
-                os.unlink(temporary, dir_fd=own)
-            self._temporary = None
+        """Forget it; without a name nothing of it is left."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def close(self) -> None:
         self.abort()

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from p2pstore.placement.claim import Identity
-from p2pstore.placement.replace import SUFFIX, unnamed, write_all
+from p2pstore.placement.nameless import unnamed
+from p2pstore.placement.replace import SUFFIX, write_all
 from p2pstore.placement.root import Directories, Root
 from p2pstore.syscalls import link_fd
 
 MODE = 0o600
+TOO_LONG = "name too long for .f"
 
 
 class Laid(NamedTuple):
@@ -41,7 +43,7 @@ def lay_placeholders(
             for path, raw, mtime_ns in placeholders:
                 directory, name = directories.made_parent(path)
                 if len(name) + len(SUFFIX) > 255:
-                    failed.append((path, "name too long for .f"))
+                    failed.append((path, TOO_LONG))
                     continue
                 fd = unnamed(directory, MODE)
                 made.append((path, fd))

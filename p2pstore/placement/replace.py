@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from p2pstore.placement.claim import Claim, Identity
+from p2pstore.placement.nameless import Nameless, unnamed
 from p2pstore.placement.root import (
     TRASH,
+    UNWRITABLE,
     Directories,
     Root,
     beside,
@@ -356,27 +358,21 @@ def write_placeholder(root: Root, path: bytes, raw: bytes, *, aside: bytes = b""
     """
     with Directories(root) as directories:
         directory, name = directories.made_parent(path)
-        fd = unnamed(directory, 0o600)
+        file = Nameless(root, directories, directory)
         try:
-            write_all(fd, raw)
-            os.fsync(fd)
+            write_all(file.fd, raw)
+            os.fsync(file.fd)
+            directory, name = directories.parent(path)
             if aside:
                 # There is no moment in which nothing bears the name.
                 kept = free_name(directory, name + b"." + aside, b"again", first=True)
-                link_fd(fd, directory, kept)
+                file.link(directories, directory, kept)
                 rename_exchange(directory, kept, directory, name)
             else:
-                link_fd(fd, directory, name)
+                file.link(directories, directory, name)
         finally:
-            os.close(fd)
+            file.close()
         os.fsync(directory)
-
-
-def unnamed(directory: int, mode: int) -> int:
-    """A file without a name on the directory's file system, open for writing."""
-    fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=directory)
-    os.fchmod(fd, mode)
-    return fd
 
 
 def write_all(fd: int, content: bytes | memoryview) -> None:
@@ -386,8 +382,10 @@ def write_all(fd: int, content: bytes | memoryview) -> None:
 
 
 def _why(exc: OSError) -> str:
-    if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return "the folder cannot be written"
+    if exc.errno == errno.EROFS:
+        return UNWRITABLE
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return "its directory cannot be written"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no room on the folder's disk"
     if exc.errno in (errno.EOPNOTSUPP, errno.EISDIR):

@@ -20,11 +20,12 @@ from types import TracebackType
 from p2pstore.durable import replace_file, sync_directory
 from p2pstore.errors import Unavailable
 from p2pstore.ids import FolderId
-from p2pstore.syscalls import open_beneath, syncfs
+from p2pstore.syscalls import is_remote, open_beneath, syncfs
 
 OWN = b".p2pstore"
 TRASH = OWN + b"/trash"
 TEMPORARY = OWN + b"/tmp"
+UNWRITABLE = "the folder cannot be written"
 OPEN_DIRECTORIES = 128  # descriptors of parents kept while a batch runs
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -81,6 +82,12 @@ class Root:
             return False
         same = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
         return same and self.marker(self.path) == self.folder_id.hex()
+
+    def obstacle(self) -> str | None:
+        """Why nothing may be replaced here, whatever the file; None when it may."""
+        if not os.access(b".", os.W_OK, dir_fd=self.fd, effective_ids=True):
+            return UNWRITABLE
+        return is_remote(self.fd)
 
     def open(self, path: bytes, flags: int, mode: int = 0) -> int:
         return open_beneath(self.fd, path, flags | os.O_CLOEXEC, mode)

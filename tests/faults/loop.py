@@ -1,4 +1,7 @@
-"""An ext4 of our own in an image file: to be filled up, and to have its power cut. Needs root."""
+"""A disk of our own in an image file: to be filled up, unplugged, and to have its power cut.
+
+Needs root.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,51 @@ from pathlib import Path
 
 import pytest
 
+# No reserved blocks and no lazy work: what is free is free, and nobody writes behind us.
+MAKE = {
+    "ext4": ("-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
+    "xfs": ("-q",),
+    "btrfs": ("-q",),
+}
 
-def why_not() -> str:
+
+def why_not(*tools: str) -> str:
     """Why no image can be mounted here; empty when it can."""
     if os.name != "posix" or os.geteuid() != 0:
         return "mounting an image needs root"
-    missing = [tool for tool in ("mkfs.ext4", "mount", "umount") if shutil.which(tool) is None]
+    needed = (*(tools or ("mkfs.ext4",)), "mount", "umount")
+    missing = [tool for tool in needed if shutil.which(tool) is None]
     return f"{', '.join(missing)} is not installed" if missing else ""
 
 
 class Loop:
     """One image; `mount` and `umount` may follow each other."""
 
-    def __init__(self, image: Path, at: Path, *, size: int) -> None:
+    def __init__(self, image: Path, at: Path, *, size: int, kind: str = "ext4") -> None:
         self.image, self.at = image, at
         with open(image, "wb") as file:
             file.truncate(size)
-        # No reserved blocks and no lazy work: what is free is free, and nobody writes behind us.
-        options = "lazy_itable_init=0,lazy_journal_init=0"
-        _run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", options, str(image))
+        run(f"mkfs.{kind}", *MAKE[kind], str(image))
         at.mkdir(exist_ok=True)
 
     def mount(self) -> None:
         try:
-            _run("mount", "-o", "loop", str(self.image), str(self.at))
+            run("mount", "-o", "loop", str(self.image), str(self.at))
         except subprocess.CalledProcessError as exc:
             pytest.skip(f"no loop device here: {exc.stderr.strip()}")
 
     def umount(self) -> None:
-        _run("umount", str(self.at))
+        run("umount", str(self.at))
+
+    def unplug(self) -> None:
+        """Gone from the tree at once, whoever still has something open there."""
+        run("umount", "-l", str(self.at))
 
     def close(self) -> None:
         if os.path.ismount(self.at):
-            self.umount()
+            self.unplug()
         self.image.unlink(missing_ok=True)
 
 
-def _run(*command: str) -> None:
+def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)

@@ -32,7 +32,7 @@ def _name_before_content(patch: Patch) -> None:
         beginning(self)
         with placement.Directories(self._root) as directories:
             directory, name = directories.made_parent(self.landing.path)
-            arrive.link_fd(self._fd, directory, name)
+            self._begun.link(directories, directory, name)
 
     def named(self: Any, directories: Any) -> Any:
         return self.landing.path, placement.Identity.of(arrive.os.fstat(self._fd))
