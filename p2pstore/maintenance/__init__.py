@@ -7,6 +7,7 @@ from p2pstore.maintenance.evict import Evictor, Freed, recover
 from p2pstore.maintenance.facts import Ledger, World
 from p2pstore.maintenance.index import IndexWriter
 from p2pstore.maintenance.loops import Loop, Loops, Report
+from p2pstore.maintenance.moving import Around, Mover
 from p2pstore.maintenance.rebuild import Rebuilt, ensure_catalog
 from p2pstore.maintenance.rebuild import state as rebuild_state
 from p2pstore.maintenance.refetch import Refetcher
@@ -14,6 +15,7 @@ from p2pstore.maintenance.replicate import Replicator
 from p2pstore.maintenance.service import Maintenance, Swarm
 
 __all__ = [
+    "Around",
     "Auditor",
     "Checked",
     "Completed",
@@ -25,6 +27,7 @@ __all__ = [
     "Loop",
     "Loops",
     "Maintenance",
+    "Mover",
     "Rebuilt",
     "Refetcher",
     "Replicator",

@@ -263,7 +263,8 @@ _AT_HOLDER = (
     " AND c.seq=b.seq AND c.lease_until>:now"
 )
 _OURS = "FROM bundles b WHERE b.id>:after AND b.state='sealed' AND b.own=1 AND b.kind=:kind"
-_LACKING = f"{_OURS} AND NOT EXISTS ({_AT_HOLDER})"
+_MOVING = "SELECT 1 FROM copies c WHERE c.bundle=b.id AND c.holder=:holder AND c.state='moving'"
+_LACKING = f"{_OURS} AND NOT EXISTS ({_AT_HOLDER}) AND NOT EXISTS ({_MOVING})"
 _LACKING_ROWS = f"SELECT {_COLUMNS}, {_COPIES} AS n {_LACKING} AND n<:goal ORDER BY b.id"
 _STALE_ROWS = (
     f"SELECT {_COLUMNS} {_OURS} AND EXISTS ({_AT_HOLDER} AND c.proved_at<:stale) ORDER BY b.id"

@@ -155,7 +155,8 @@ class Refetcher:
     def _judge(self, row: BundleRow, index: BundleIndex, signed: SignedLiveMap | None) -> _Listed:
         if not self._opened_by(index.header.opener):
             raise IntegrityError("The list is signed by nobody who opened bundles of ours.")
-        if len(index.blocks) != row.blocks or index.header.kind != row.kind:
+        is_as_long = row.blocks in (0, len(index.blocks))  # 0: known by a holder's word only
+        if not is_as_long or index.header.kind != row.kind:
             raise IntegrityError("The list is not that of the bundle which the catalog knows.")
         if signed is None:
             live = LiveMap.all_live(row.bundle_id, len(index.blocks))
@@ -253,7 +254,7 @@ def _seal(
     if not blocks.move(db, row.id, BundleState.SEALED, only_from=AWAY):
         now = blocks.by_rowid(db, row.id)
         return now is not None and now.state == BundleState.SEALED
-    if live.seq > row.seq:
+    if live.seq > row.seq or not row.blocks:
         lengths = (entry.length for i, entry in enumerate(entries) if live.is_live(i))
-        blocks.set_live(db, row.id, live.seq, sum(lengths))
+        blocks.found(db, row.id, len(entries), live.seq, sum(lengths))
     return True

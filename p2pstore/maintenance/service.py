@@ -268,7 +268,11 @@ class Maintenance:
         # Before the heads are read: a folder that is clean here is covered by what is read there.
         changes, indexed = self._changes, dict(self._indexed)
         candidates = self._swarm.candidates()
-        holders = {NodeId(c.holder.node): c.holder for c in candidates if not c.revoked}
+        holders = {
+            NodeId(c.holder.node): c.holder
+            for c in candidates
+            if not c.revoked and not c.leaving
+        }
         orders = self._orders()
         return World(
             now=now,

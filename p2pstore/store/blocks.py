@@ -159,6 +159,12 @@ def set_live(db: sqlite3.Connection, bundle: int, seq: int, live_bytes: int) -> 
     )
 
 
+def found(db: sqlite3.Connection, bundle: int, count: int, seq: int, live_bytes: int) -> None:
+    """What its own list says of a bundle that was known by hearsay."""
+    query = "UPDATE bundles SET blocks=?, seq=?, bytes=? WHERE id=?"
+    db.execute(query, (count, seq, live_bytes, bundle))
+
+
 def stored_bytes(db: sqlite3.Connection) -> dict[str, int]:
     """Bytes of all bundles by state."""
     query = "SELECT state, sum(bytes) FROM bundles GROUP BY state"

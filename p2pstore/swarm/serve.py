@@ -49,6 +49,7 @@ from p2pstore.wire import (
     Lock,
     Locked,
     Message,
+    Move,
     Ok,
     Peers,
     Ping,
@@ -82,6 +83,10 @@ def tell_nobody(_: BundleId, __: Tag) -> None:
     return None
 
 
+async def keep_all(_: NodeId, __: Move) -> None:
+    raise NotAllowed("This node places nothing elsewhere.")
+
+
 class Server:
     def __init__(
         self,
@@ -98,8 +103,10 @@ class Server:
         peers: Callable[[], Sequence[bytes]],
         grants: Callable[[BundleId], Sequence[bytes]] = no_grants,
         kept: Callable[[BundleId, Tag], None] = tell_nobody,
+        moved: Callable[[NodeId, Move], Awaitable[None]] = keep_all,
     ) -> None:
-        """`join` answers JOIN, both steps; `peers` returns signed records, the liveliest first."""
+        """`join` answers JOIN, both steps; `peers` returns signed records, the liveliest first;
+        `moved` notes durably what a holder asked to be rid of, or raises why it cannot be done."""
         self._node_id: NodeId = node_id_of(PublicKey(bytes(identity.verify_key)))
         self._shelf = shelf
         self._gate = gate
@@ -112,6 +119,7 @@ class Server:
         self._taker = Taker(
             identity, shelf, gate, pool=pool, clock=clock, admission=admission, kept=kept
         )
+        self._moved = moved
         self._proofs = asyncio.Semaphore(PROOFS_AT_ONCE)
         self._answers: dict[type[Message], Callable[[Request, Any], Awaitable[None]]] = {
             Ping: self._ping,
@@ -130,6 +138,7 @@ class Server:
             LiveMapUpdate: self._live_map_update,
             Holdings: self._holdings,
             GetList: self._get_list,
+            Move: self._move,
         }
 
     async def serve(self, request: Request) -> None:
@@ -298,6 +307,14 @@ class Server:
             for one in held
         )
         await request.reply(HoldingsPage(items, more))
+
+    async def _move(self, request: Request, message: Move) -> None:
+        """It concerns nothing but the asker's own copies of our bundles."""
+        self._gate.check(request.link, Ask.MOVE)
+        if self._gate.group_of(request.link) is None:
+            raise NotAllowed("Only a holder of our bundles may ask for that.")
+        await self._moved(request.link.node_id, message)
+        await request.reply(Ok())
 
     async def _get_list(self, request: Request, message: GetList) -> None:
         place = await self._admitted(request.link, Ask.LIST, message.bundle)
