@@ -115,7 +115,8 @@ def preview_lines(preview: dict[str, Any]) -> list[str]:
         wanted = preview.get("min_copies", 2)
         text = f"Copies: {holders} other {'node' if holders == 1 else 'nodes'} reachable now"
         if holders < wanted:
-            text += f", {wanted} are needed before room is freed: p2pstore invite"
+            must = "1 is needed" if wanted == 1 else f"{wanted} are needed"
+            text += f", {must} before room is freed: p2pstore invite"
         lines.append(text)
     lines += [show.name(note) for note in preview.get("notes") or []]
     return lines
