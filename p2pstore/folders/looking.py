@@ -20,6 +20,7 @@ from p2pstore.folders.meeting import Meeting
 from p2pstore.folders.parts import Parts
 from p2pstore.folders.reconcile import Findings, identity_of, look_at, look_at_all
 from p2pstore.placement import SUFFIX, UNWRITABLE, Identity, Root
+from p2pstore.policy import OPEN_IN_EDITOR
 from p2pstore.store import FileRow, State, files
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,10 @@ class Looking:
         parts, waiting = self._parts, self._books.waiting
         settings = self._books.settings
         states = (State.PROTECTED, State.SKIPPED) if judge_anew else (State.PROTECTED,)
-        retried = RETRIED if self._books.obstacle else RETRIED | {UNWRITABLE}
+        # An editor's lock file may have gone without the file itself having changed.
+        retried = RETRIED | {OPEN_IN_EDITOR}
+        if self._books.obstacle is None:
+            retried |= {UNWRITABLE}
 
         def protected(db: sqlite3.Connection) -> list[FileRow]:
             return [

@@ -65,9 +65,10 @@ class Trash:
                 )
                 self._said = ""
             except OSError as exc:
-                if (exc.strerror or str(exc)) != self._said:  # it is tried every few seconds, and said once
+                why = exc.strerror or str(exc)
+                if why != self._said:  # it is tried every few seconds, and said once
                     log.warning("The trash of %s cannot be emptied now: %s", root.path, exc)
-                self._said = exc.strerror or str(exc)
+                self._said = why
             finally:
                 # Also when the folder is left meanwhile: what was not said to be gone is there.
                 if left is not None:

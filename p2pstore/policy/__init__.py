@@ -15,6 +15,7 @@ from p2pstore.policy.auditing import (
     to_renew,
 )
 from p2pstore.policy.classes import (
+    OPEN_IN_EDITOR,
     Entity,
     Treatment,
     classify,
@@ -82,6 +83,7 @@ __all__ = [
     "AUDITS_A_DAY",
     "FRESH_PROOF_S",
     "LOCK_MARGIN_S",
+    "OPEN_IN_EDITOR",
     "VETTING_AUDITS",
     "Action",
     "Ask",

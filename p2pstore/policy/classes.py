@@ -25,6 +25,8 @@ from pathlib import PurePath
 from typing import NamedTuple, Protocol
 
 NAME_MAX = 255  # bytes, on every file system that we replace on
+PATH_MOST = 4_000  # of Linux's 4,095: in trash it has some forty more before it, and `.f` behind
+OPEN_IN_EDITOR = "open in an editor"
 SUFFIX = b".f"
 
 # Skipped means that no copy is ever made: this list does not grow by guesses.
@@ -114,7 +116,7 @@ def classify(
     if reason:
         return Treatment.SKIP, reason
     if stat.S_ISLNK(entity.mode):
-        return Treatment.LINK, "link"
+        return Treatment.LINK, "a link"
     reason = (
         _why_not_possible(entity, our_uid)
         or _why_not_wanted(entity, settings)
@@ -160,6 +162,8 @@ def _why_not_possible(entity: Entity, our_uid: int) -> str:
         return "set-uid"
     if len(_name(entity.path)) + len(SUFFIX) > NAME_MAX:
         return "name too long for .f"
+    if len(entity.path) > PATH_MOST:
+        return "path too long for the trash"
     return ""
 
 
@@ -174,7 +178,7 @@ def _why_not_wanted(entity: Entity, settings: Settings) -> str:
 
 
 def _why_not_now(entity: Entity, siblings: AbstractSet[bytes]) -> str:
-    return "open in an editor" if editor_marks(_name(entity.path)) & siblings else ""
+    return OPEN_IN_EDITOR if editor_marks(_name(entity.path)) & siblings else ""
 
 
 def _why_not_guessed(entity: Entity, in_repository: bool) -> str:

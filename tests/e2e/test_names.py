@@ -208,6 +208,28 @@ def test_fifo_and_socket_are_skipped_and_stop_nothing(node: Node, folder: Path) 
     assert stat.S_ISSOCK((folder / "socket").stat().st_mode)
 
 
+def test_status_says_why_each_kind_stays(node: Node, folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("/etc/passwd")
+    (folder / ("n" * 254)).write_bytes(b"long")
+    (folder / "twice").write_bytes(b"shared")
+    os.link(folder / "twice", folder.parent / "other name")
+    (folder / "data.sqlite3").write_bytes(b"database")
+    (folder / "half.part").write_bytes(b"half")
+    node.add(folder)
+    lines = node.ok("status", folder).out.splitlines()
+    said = {line.split()[0].rpartition("/")[2]: line for line in lines}
+    for name, words in {
+        "pipe": "skipped: no regular file",
+        "link": "protected, on this device only: a link",
+        "n" * 254: "protected, on this device only: name too long for .f",
+        "twice": "protected, on this device only: hard link",
+        "data.sqlite3": "protected, on this device only: database",
+        "half.part": "skipped: temporary or system file",
+    }.items():
+        assert said[name].endswith(words)
+
+
 @pytest.mark.parametrize("name", ["x.part", "x.crdownload", "x.tmp", ".x.swp", "~$x.docx", ".#x"])
 def test_temporary_files_are_skipped(node: Node, folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"half")

@@ -255,6 +255,20 @@ async def test_editor_that_saves_by_rename_keeps_both_versions(watched: Watched)
     assert made.at("text").read_bytes() == b"second"
 
 
+async def test_file_goes_when_its_editor_has_closed_it_unchanged(watched: Watched) -> None:
+    made = watched.world
+    made.write(".text.swp", b"vim")
+    made.write("text", b"content")
+    await watched.until(lambda: watched.state(b"text") == State.PROTECTED)
+    await watched.settled()
+    row = made.file_row("text")
+    assert row is not None
+    assert row.reason == "open in an editor"
+    made.at(".text.swp").unlink()
+    await watched.settled()
+    await watched.until(lambda: watched.state(b"text") == State.PLACEHOLDER)
+
+
 async def test_file_that_is_written_without_pause_is_left_alone(watched: Watched) -> None:
     made = watched.world
     with open(made.write("log", b"begin\n"), "ab", buffering=0) as log:

@@ -122,6 +122,13 @@ def test_a_name_must_leave_room_for_the_suffix() -> None:
     assert treated(b"d/" + b"x" * 254) == (Treatment.PROTECT_ONLY, "name too long for .f")
 
 
+def test_path_too_long_for_the_trash_is_protected_only() -> None:
+    long = b"/".join([b"d" * 199] * 20)
+    assert len(long) == 3_999
+    assert treated(long + b"d") == (Treatment.REPLACE, "")
+    assert treated(long + b"dd") == (Treatment.PROTECT_ONLY, "path too long for the trash")
+
+
 def test_what_the_owner_wants_to_keep_stays() -> None:
     for settings, reason in (
         (FolderSettings(pin=True, replace=("*",)), "pinned"),
