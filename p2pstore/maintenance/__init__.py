@@ -2,15 +2,18 @@
 
 from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.check import Checked, check
+from p2pstore.maintenance.collect import Collector, Others
 from p2pstore.maintenance.complete import Completed, Holding, complete_with_holdings
 from p2pstore.maintenance.evict import Evictor, Freed, recover
 from p2pstore.maintenance.facts import Ledger, World
+from p2pstore.maintenance.handing_over import HandingOver, Kept
 from p2pstore.maintenance.index import IndexWriter
 from p2pstore.maintenance.loops import Loop, Loops, Report
 from p2pstore.maintenance.moving import Around, Mover
 from p2pstore.maintenance.rebuild import Rebuilt, ensure_catalog
 from p2pstore.maintenance.rebuild import state as rebuild_state
 from p2pstore.maintenance.refetch import Refetcher
+from p2pstore.maintenance.relief import Relief
 from p2pstore.maintenance.replicate import Replicator
 from p2pstore.maintenance.service import Maintenance, Swarm
 
@@ -18,18 +21,23 @@ __all__ = [
     "Around",
     "Auditor",
     "Checked",
+    "Collector",
     "Completed",
     "Evictor",
     "Freed",
+    "HandingOver",
     "Holding",
     "IndexWriter",
+    "Kept",
     "Ledger",
     "Loop",
     "Loops",
     "Maintenance",
     "Mover",
+    "Others",
     "Rebuilt",
     "Refetcher",
+    "Relief",
     "Replicator",
     "Report",
     "Swarm",

@@ -143,6 +143,8 @@ class Mover:
     async def asked(self, holder: NodeId, message: Move) -> None:
         """Note it durably. NoRoom when it cannot be done at present, with the reason."""
         if message.why == "staying":
+            if not await self._is_moving(holder):
+                return  # as it says at every link
             await self._catalog.awrite(partial(_stay, holder))
             self._leaving -= {holder}
             self._stuck.pop(holder, None)
@@ -163,6 +165,10 @@ class Mover:
         self._wake()
         if holder in self._stuck:
             raise NoRoom(self._stuck[holder])
+
+    async def _is_moving(self, holder: NodeId) -> bool:
+        movers = await in_thread(self._pool, self._catalog.view, copies.movers)
+        return holder in self._leaving or holder in movers
 
     async def _refuse_without_others(self, holder: NodeId) -> None:
         world = await in_thread(self._pool, self._around.world)
