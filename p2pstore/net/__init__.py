@@ -8,9 +8,12 @@ from p2pstore.net.link import STRANGER, Address, Exchange, Link, Request, WrongP
 from p2pstore.net.memory import MemoryNetwork, MemoryTransport
 from p2pstore.net.peers import KnownPeer, PeerBook
 from p2pstore.net.transport import TlsTransport
+from p2pstore.net.tunnel import OPEN_S as TUNNEL_OPEN_S
+from p2pstore.net.tunnel import pair
 
 __all__ = [
     "STRANGER",
+    "TUNNEL_OPEN_S",
     "Address",
     "Connections",
     "Discovery",
@@ -29,6 +32,7 @@ __all__ = [
     "Transport",
     "WrongPeer",
     "local_addresses",
+    "pair",
     "pause_after",
     "refuse_all",
 ]

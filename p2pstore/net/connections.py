@@ -4,6 +4,9 @@ Of two links to the same peer one stays: when both came up within `TOGETHER_S` (
 at once), the one that the node with the lower id dialled; otherwise the newer, because nobody dials
 a peer to which he has a link that he believes in. The other one is retired: it ends when nothing is
 under way on it.
+
+A peer that does not answer is reached through another one that has links to both, where there is
+one (see `tunnel`). A direct link is tried first, goes on being tried, and takes over when it comes.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from p2pstore.clock import Clock, SystemClock
 from p2pstore.errors import P2PStoreError, PeerUnreachable
 from p2pstore.ids import NodeId, short
 from p2pstore.net.endpoint import Transport
-from p2pstore.net.link import Address, Link
+from p2pstore.net.link import STRANGER, Address, Link
 from p2pstore.net.peers import PeerBook
 from p2pstore.net.tasks import TaskOwner
 from p2pstore.wire import MAX_ADDRESSES, format_address
@@ -28,6 +31,9 @@ TOGETHER_S = 10.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0  # a laptop that comes home is found within five minutes, without mDNS
 SAVE_EVERY_S = 30.0
+TUNNEL_AFTER_S = 1.0  # so long a direct connection is waited for alone
+MAX_RELAYS = 4  # that are asked for a tunnel; one that has no link to the node says so at once
+DIRECT_EVERY_S = 300.0  # while a tunnel is up
 STEADY_S = 60.0  # a link that lived so long was no failure
 
 
@@ -39,6 +45,8 @@ def pause_after(failures: int, dice: float) -> float:
 
 def keeps_old(old: Link, new: Link, us: NodeId) -> bool:
     """Whether of two links to one peer the older stays; both ends come to the same answer."""
+    if (old.via is None) != (new.via is None):
+        return old.via is None
     if abs(new.connected_at - old.connected_at) > TOGETHER_S:
         return False
     if old.is_dialled == new.is_dialled:
@@ -144,6 +152,19 @@ class Connections:
     # -- the work ----------------------------------------------------------------------------
 
     async def _dial_all(self, node_id: NodeId) -> Link:
+        """Directly, or through a peer while that takes long or when it fails."""
+        direct: asyncio.Task[Link]
+        direct = self._tasks.start(self._dial_directly(node_id), is_awaited=True)
+        direct.add_done_callback(_seen)
+        relays = self._relays(node_id)
+        await asyncio.wait((direct,), timeout=TUNNEL_AFTER_S if relays else None)
+        if direct.done() and (direct.exception() is None or not relays):
+            return direct.result()
+        link = await self._dial_through(node_id, relays)
+        return link if link is not None else await direct
+
+    async def _dial_directly(self, node_id: NodeId) -> Link:
+        """When it comes after a link through a peer, it takes over from that one."""
         tried: set[Address] = set()
         errors: list[str] = []
         link = await self._dial_each(node_id, self._book.addresses(node_id), tried, errors)
@@ -156,12 +177,33 @@ class Connections:
         self._settle(link)
         return self.get(node_id) or link
 
+    def _relays(self, node_id: NodeId) -> list[Link]:
+        """Peers that may have a link to that node too. A tunnel through a tunnel is not made."""
+        links = [link for link in self.links() if link.via is None and link.role != STRANGER]
+        links.sort(key=lambda link: link.role == "friend")
+        return [link for link in links if link.node_id != node_id][:MAX_RELAYS]
+
+    async def _dial_through(self, node_id: NodeId, relays: Iterable[Link]) -> Link | None:
+        for relay in relays:
+            link_now = self.get(node_id)  # it may have dialled us, or answered, meanwhile
+            if link_now is not None:
+                return link_now
+            try:
+                link = await self._transport.dial_through(relay, node_id)
+            except P2PStoreError as exc:
+                log.debug("Reaching %s through %s: %s", short(node_id), relay, exc)
+                continue
+            log.info("%s is reached through %s.", link.hello.name or short(node_id), relay)
+            self._settle(link)
+            return self.get(node_id) or link
+        return None
+
     async def _dial_each(
         self, node_id: NodeId, addresses: Iterable[Address], tried: set[Address], errors: list[str]
     ) -> Link | None:
         for address in addresses:
             link = self.get(node_id)  # it may have dialled us meanwhile
-            if link is not None:
+            if link is not None and link.via is None:
                 return link
             if address in tried:
                 continue
@@ -180,7 +222,7 @@ class Connections:
             began = self._clock.monotonic()
             try:
                 link = await self.connect(node_id)
-                await link.wait_closed()
+                await self._stay(node_id, link)
             except P2PStoreError as exc:
                 log.debug("Keeping a link to %s: %s", short(node_id), exc)
             if self.get(node_id) is not None:
@@ -188,6 +230,31 @@ class Connections:
             lived = self._clock.monotonic() - began
             failures = 1 if lived >= STEADY_S else failures + 1
             await self._pause_or_wake(node_id, pause_after(failures, self._dice()))
+
+    async def _stay(self, node_id: NodeId, link: Link) -> None:
+        """Until the link ends; one through a peer is left for a direct one as soon as possible."""
+        closed = asyncio.ensure_future(link.wait_closed())
+        try:
+            while link.via is not None and not closed.done():
+                pause = asyncio.ensure_future(self._pause_or_wake(node_id, DIRECT_EVERY_S))
+                try:
+                    await asyncio.wait({closed, pause}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    pause.cancel()
+                    await asyncio.wait({pause})
+                if not closed.done():
+                    self._wake[node_id].clear()
+                    await self._try_directly(node_id)
+            await closed
+        finally:
+            closed.cancel()
+            await asyncio.wait({closed})
+
+    async def _try_directly(self, node_id: NodeId) -> None:
+        try:
+            await self._dial_directly(node_id)
+        except P2PStoreError as exc:
+            log.debug("Still reached through another peer only: %s", exc)
 
     async def _pause_or_wake(self, node_id: NodeId, seconds: float) -> None:
         pause = asyncio.ensure_future(self._pause(seconds))
@@ -216,6 +283,9 @@ class Connections:
         self._links[link.node_id] = link
         if old is not None:
             old.retire()
+            for other in self.links():
+                if other.via is old:
+                    other.retire()  # it is made anew through the link that stays
         elif link.node_id in self._wake:
             self._wake[link.node_id].set()
 

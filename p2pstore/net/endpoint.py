@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from nacl.signing import SigningKey
 
 from p2pstore.clock import Clock, SystemClock
-from p2pstore.errors import Busy, NotAllowed, PeerUnreachable
+from p2pstore.errors import Busy, NotAllowed, PeerUnreachable, RemoteProtocolError
 from p2pstore.ids import NodeId, PublicKey, node_id_of
 from p2pstore.net.limits import Limits
-from p2pstore.net.link import STRANGER, Address, Link, Request
+from p2pstore.net.link import STRANGER, Address, Exchange, Link, Request
 from p2pstore.net.tasks import TaskOwner
-from p2pstore.wire import Hello, Side
+from p2pstore.net.tunnel import OPEN_S, AnsweringLine, AskedLine, carry
+from p2pstore.wire import Hello, Ok, Side, TunnelData, TunnelTo
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,12 @@ class Transport(Protocol):
 
     async def dial(self, host: str, port: int, expect: NodeId | None = None) -> Link:
         """A ready link. PeerUnreachable, WrongPeer, NotAllowed, RemoteProtocolError."""
+
+    async def dial_through(self, relay: Link, target: NodeId) -> Link:
+        """A ready link to `target` over a peer that has one to it. Raises what `dial` does."""
+
+    async def accept_through(self, request: Request) -> None:
+        """Serve TUNNEL_TO at its far end: a peer of the asker's becomes a link of ours."""
 
     async def close(self) -> None:
         """End all links and listeners; no task is left."""
@@ -105,6 +113,14 @@ class Endpoint(ABC):
         """Make the connection for `link`; OSError, or a P2PStoreError."""
 
     @abstractmethod
+    async def _secure(self, link: Link, connection: socket.socket) -> None:
+        """Make `link`, which we dial, the user of one end of a socket pair; as `_connect`."""
+
+    @abstractmethod
+    async def _greet(self, link: Link, connection: socket.socket) -> None:
+        """The same for a link that we accepted, over whatever socket; raises nothing."""
+
+    @abstractmethod
     def peer_key(self, transport: Any) -> PublicKey: ...
 
     # -- for the caller ----------------------------------------------------------------------
@@ -123,14 +139,58 @@ class Endpoint(ABC):
     async def dial(self, host: str, port: int, expect: NodeId | None = None) -> Link:
         if self._closed:
             raise PeerUnreachable("The network was closed.")
-        if len(self._links) >= self.limits.max_peers + self.limits.max_unidentified:
-            raise Busy("Too many connections are open.")
-        self._keep()
+        self._check_number()
         link = Link(self, Side.DIALLED, (host, port), expect)
+        return await self._bring_up(link, self._connect(link, host, port))
+
+    async def dial_through(self, relay: Link, target: NodeId) -> Link:
+        """A ready link to `target` over a peer that has one to it. Raises what `dial` does."""
+        if self._closed:
+            raise PeerUnreachable("The network was closed.")
+        exchange = relay.exchange(TunnelTo(target))
+        try:
+            first, _ = await exchange.receive(OPEN_S)
+            if not isinstance(first, TunnelData):
+                raise RemoteProtocolError(f"{relay} answers TUNNEL_TO with another message.")
+            if self._closed:
+                raise PeerUnreachable("The network was closed.")
+            self._check_number()
+        except BaseException:
+            exchange.close()
+            raise
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self.tasks.start(self._carry(exchange, ours))
+        link = Link(self, Side.DIALLED, relay.address, target, via=relay)
+        return await self._bring_up(link, self._secure(link, theirs))
+
+    async def _carry(self, exchange: Exchange, sock: socket.socket) -> None:
+        async with exchange:
+            await carry(AskedLine(exchange), sock)
+
+    async def accept_through(self, request: Request) -> None:
+        """Serve TUNNEL_TO at its far end: a peer of the asker's becomes a link of ours."""
+        link = self._accept(request.link.address, via=request.link)
+        if link is None:
+            raise Busy("This node takes no more connections.")
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        try:
+            await request.reply(TunnelData(), final=False)
+            self.tasks.start(self._greet(link, theirs))
+            await carry(AnsweringLine(request), ours)
+        finally:
+            ours.close()
+            link.fail_to_connect(PeerUnreachable("The tunnel ended."))
+        await request.reply(Ok())
+
+    async def _bring_up(self, link: Link, connecting: Coroutine[Any, Any, None]) -> Link:
+        """Wait until a dialled link is ready; close it and say why when that fails."""
+        self._keep()
         self._links.add(link)
         try:
             async with asyncio.timeout(self.limits.connect_s + self.limits.first_frame_s):
-                await self._connect(link, host, port)
+                await connecting
                 await link.wait_ready()
         except TimeoutError as exc:
             error = PeerUnreachable(f"{link} does not answer.")
@@ -157,6 +217,10 @@ class Endpoint(ABC):
     async def stop_listening(self) -> None:
         return None
 
+    def _check_number(self) -> None:
+        if len(self._links) >= self.limits.max_peers + self.limits.max_unidentified:
+            raise Busy("Too many connections are open.")
+
     # -- for links ---------------------------------------------------------------------------
 
     def role_of(self, hello: Hello) -> str:
@@ -181,7 +245,7 @@ class Endpoint(ABC):
     def gone(self, link: Link) -> None:
         self._links.discard(link)
         if not link.is_dialled:
-            origin = origin_of(link.address[0])
+            origin = _origin(link.address, link.via)
             self._addresses[origin] -= 1
             if not self._addresses[origin]:
                 del self._addresses[origin]
@@ -200,11 +264,13 @@ class Endpoint(ABC):
 
     # -- for the transports ------------------------------------------------------------------
 
-    def _accept(self, address: Address) -> Link | None:
+    def _accept(self, address: Address, via: Link | None = None) -> Link | None:
         """A link for a connection from there, or None when it is one too many."""
         unidentified = sum(not link.is_ready for link in self._links)
-        origin = origin_of(address[0])
-        allowed = self.limits.per_loopback if _is_loopback(origin) else self.limits.per_address
+        origin = _origin(address, via)
+        allowed = self.limits.per_address
+        if via is not None or _is_loopback(origin):
+            allowed = self.limits.per_relay if via is not None else self.limits.per_loopback
         if (
             self._closed
             or unidentified >= self.limits.max_unidentified
@@ -214,7 +280,7 @@ class Endpoint(ABC):
             log.debug("Refused a connection from %s: too many.", address[0])
             return None
         self._keep()
-        link = Link(self, Side.ACCEPTED, address)
+        link = Link(self, Side.ACCEPTED, address, via=via)
         self._links.add(link)
         self._addresses[origin] += 1
         return link
@@ -248,6 +314,11 @@ def origin_of(host: str) -> str:
         if not address.is_loopback:
             return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)
+
+
+def _origin(address: Address, via: Link | None) -> str:
+    """What connections are counted by: those through a peer by that peer."""
+    return origin_of(address[0]) if via is None else f"through {via.node_id.hex()}"
 
 
 def _is_loopback(origin: str) -> bool:

@@ -32,6 +32,7 @@ class Limits:
     max_peers: int = 256
     max_unidentified: int = 64  # no HELLO yet: all that a flood can take
     per_address: int = 4  # a home behind one address has a few nodes
+    per_relay: int = 32  # through one peer: the devices and friends' nodes that it may pair us with
     per_loopback: int = 64  # many nodes on one machine are a test or a demo
 
 

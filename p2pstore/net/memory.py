@@ -8,13 +8,14 @@ pipe says whose key is at its other end, as TLS would have proved it.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from nacl.signing import SigningKey
 
-from p2pstore.errors import PeerUnreachable, PortInUse
+from p2pstore.errors import P2PStoreError, PeerUnreachable, PortInUse
 from p2pstore.ids import PublicKey
 from p2pstore.net.endpoint import Endpoint
 from p2pstore.net.link import Address, Link
@@ -140,9 +141,14 @@ class MemoryTransport(Endpoint):
         super().__init__(identity, **options)
         self._network = network
         self._listening: list[Address] = []
+        self._told: dict[int, PublicKey] = {}
 
     def peer_key(self, transport: Any) -> PublicKey:
-        key: PublicKey = transport.other_key
+        key: PublicKey
+        if isinstance(transport, Pipe):
+            key = transport.other_key
+        else:
+            key = self._told.pop(transport.get_extra_info("socket").fileno())
         return key
 
     async def listen(self, host: str, port: int) -> Address:
@@ -169,3 +175,26 @@ class MemoryTransport(Endpoint):
         here_end.other, there_end.other = there_end, here_end
         other.connection_made(there_end)
         link.connection_made(here_end)
+
+    async def _secure(self, link: Link, connection: socket.socket) -> None:
+        """Each end tells the other its key, and is believed: who lies here is a test's own."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_sendall(connection, self.public_key)
+            key = b""
+            while len(key) < len(self.public_key):
+                piece = await loop.sock_recv(connection, len(self.public_key) - len(key))
+                if not piece:
+                    raise PeerUnreachable(f"{link} closed the tunnel.")
+                key += piece
+            self._told[connection.fileno()] = PublicKey(key)
+            await loop.create_unix_connection(lambda: link, sock=connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _greet(self, link: Link, connection: socket.socket) -> None:
+        try:
+            await self._secure(link, connection)
+        except (P2PStoreError, OSError) as exc:
+            link.fail_to_connect(PeerUnreachable(f"{link} closed the tunnel ({exc})."))

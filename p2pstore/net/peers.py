@@ -118,7 +118,8 @@ class PeerBook:
             self.note_record(link.hello.record, link.hello.network)
         known = self._peers.get(link.node_id) or KnownPeer(link.node_id)
         addresses = known.addresses
-        if link.is_dialled:  # the source port of an accepted link leads nowhere
+        # The source port of an accepted link leads nowhere, and a tunnel's address to its relay.
+        if link.is_dialled and link.via is None:
             addresses = _distinct((link.address, *addresses))
         return self._keep(
             msgspec.structs.replace(

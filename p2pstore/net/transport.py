@@ -60,9 +60,9 @@ class TlsTransport(Endpoint):
             if link is None:
                 connection.close()
             else:
-                self.tasks.start(self._shake_hands(link, connection))
+                self.tasks.start(self._greet(link, connection))
 
-    async def _shake_hands(self, link: Link, connection: socket.socket) -> None:
+    async def _greet(self, link: Link, connection: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: link,
@@ -93,6 +93,16 @@ class TlsTransport(Endpoint):
             )
         except ssl.SSLError as exc:
             raise PeerUnreachable(f"What answers at {link} is no p2pstore node.") from exc
+
+    async def _secure(self, link: Link, connection: socket.socket) -> None:
+        await asyncio.get_running_loop().create_unix_connection(
+            lambda: link,
+            sock=connection,
+            ssl=self._client_context,
+            server_hostname=SERVER_NAME,
+            ssl_handshake_timeout=self.limits.handshake_s,
+            ssl_shutdown_timeout=self.limits.shutdown_s,
+        )
 
 
 async def _bound(host: str, port: int) -> socket.socket:

@@ -13,6 +13,7 @@ from p2pstore.swarm.forward import Forwarder
 from p2pstore.swarm.getting import Asker, Lanes, Peers, get_blocks
 from p2pstore.swarm.promises import OwnPromises
 from p2pstore.swarm.push import Pusher, Receipt
+from p2pstore.swarm.relay import Relay
 from p2pstore.swarm.serve import Groups, Server
 from p2pstore.swarm.shelf import Place, Shelf
 from p2pstore.swarm.source import BlocksNotFound, Source
@@ -36,6 +37,7 @@ __all__ = [
     "Place",
     "Pusher",
     "Receipt",
+    "Relay",
     "Server",
     "Shelf",
     "Source",

@@ -10,7 +10,7 @@ of 40 bytes makes us read 16 MiB.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final, Protocol
 
@@ -68,6 +68,9 @@ from p2pstore.wire import (
 PROOFS_AT_ONCE: Final = 2  # more only make the disk seek
 
 
+Answer = Callable[[Request, Any], Awaitable[None]]
+
+
 class Groups(Protocol):
     """Who keeps group states and heads."""
 
@@ -104,9 +107,11 @@ class Server:
         grants: Callable[[BundleId], Sequence[bytes]] = no_grants,
         kept: Callable[[BundleId, Tag], None] = tell_nobody,
         moved: Callable[[NodeId, Move], Awaitable[None]] = keep_all,
+        also: Mapping[type[Message], Answer] | None = None,
     ) -> None:
         """`join` answers JOIN, both steps; `peers` returns signed records, the liveliest first;
-        `moved` notes durably what a holder asked to be rid of, or raises why it cannot be done."""
+        `moved` notes durably what a holder asked to be rid of, or raises why it cannot be done;
+        `also` has what is answered elsewhere, because it is not about bundles (see `relay`)."""
         self._node_id: NodeId = node_id_of(PublicKey(bytes(identity.verify_key)))
         self._shelf = shelf
         self._gate = gate
@@ -121,7 +126,7 @@ class Server:
         )
         self._moved = moved
         self._proofs = asyncio.Semaphore(PROOFS_AT_ONCE)
-        self._answers: dict[type[Message], Callable[[Request, Any], Awaitable[None]]] = {
+        self._answers: dict[type[Message], Answer] = {
             Ping: self._ping,
             GetPeers: self._get_peers,
             Join: self._take_join,
@@ -139,6 +144,7 @@ class Server:
             Holdings: self._holdings,
             GetList: self._get_list,
             Move: self._move,
+            **(also or {}),
         }
 
     async def serve(self, request: Request) -> None:

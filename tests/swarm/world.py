@@ -42,11 +42,12 @@ from p2pstore.swarm import (
     Gate,
     OwnPromises,
     Pusher,
+    Relay,
     Server,
     Shelf,
     Source,
 )
-from p2pstore.wire import VERSIONS, Heads, HeadsKept, Hello, PeerRecord, PutHeads
+from p2pstore.wire import VERSIONS, Heads, HeadsKept, Hello, PeerRecord, PutHeads, TunnelTo
 
 GROUP_KEY = SigningKey(b"group".ljust(32, b"."))
 OTHER_GROUP_KEY = SigningKey(b"another group".ljust(32, b"."))
@@ -167,6 +168,14 @@ class Node:
             finder=self.finder,
             **{k: swarm.pop(k) for k in ("stranger_bytes", "friend_bytes") if k in swarm},
         )
+        self.relay = Relay(
+            self.node_id,
+            self.connections,
+            self.gate,
+            clock=self.clock,
+            accept=self.transport.accept_through,
+            friend_bytes=swarm.pop("tunnel_bytes", 1 << 30),
+        )
         self.groups = HeadShelf()
         self.server = Server(
             self.key,
@@ -181,6 +190,7 @@ class Node:
             peers=lambda: (),
             grants=lambda _: self.grants,
             kept=lambda _, tag: self.kept.append(tag),
+            also={TunnelTo: self.relay.serve},
         )
         self.transport.handler = self.serve
         self.cache = BlockCache(root / name / "cache")

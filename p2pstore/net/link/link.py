@@ -78,8 +78,15 @@ class Link(asyncio.BufferedProtocol):
     public_key: PublicKey
 
     def __init__(
-        self, home: Household, side: Side, address: Address, expect: NodeId | None = None
+        self,
+        home: Household,
+        side: Side,
+        address: Address,
+        expect: NodeId | None = None,
+        *,
+        via: Link | None = None,
     ) -> None:
+        """`via`: the link to the peer between, if there is one; `address` is then that peer's."""
         loop = asyncio.get_running_loop()
         self._home = home
         self._expect = expect
@@ -89,6 +96,7 @@ class Link(asyncio.BufferedProtocol):
         self._gone: asyncio.Future[None] = loop.create_future()
         self._is_retired = False
         self.address = address
+        self.via = via
         self.role = STRANGER
         self.is_dialled = side is Side.DIALLED
         self.connected_at = home.clock.wall()
@@ -104,10 +112,12 @@ class Link(asyncio.BufferedProtocol):
         self.pulse = Pulse(self, home)
 
     def __str__(self) -> str:
-        place = format_address(*self.address)
+        place = f"at {format_address(*self.address)}"
+        if self.via is not None:
+            place = f"through {self.via.hello.name or short(self.via.node_id)}"
         if self.is_ready:
-            return f"{self.hello.name or 'node'} {short(self.node_id)} at {place}"
-        return place
+            return f"{self.hello.name or 'node'} {short(self.node_id)} {place}"
+        return place.removeprefix("at ")
 
     @property
     def sent_bytes(self) -> int:
