@@ -22,9 +22,9 @@ from p2pstore.clock import Clock
 from p2pstore.config import Config
 from p2pstore.dht import LOOPBACK, Dht, DhtSettings, is_public
 from p2pstore.durable import replace_file
-from p2pstore.errors import P2PStoreError, PortInUse, Unavailable
+from p2pstore.errors import P2PStoreError, PeerUnreachable, PortInUse, Unavailable
 from p2pstore.home import Home
-from p2pstore.ids import BundleId, GroupId, NodeId, Tag, node_id_of
+from p2pstore.ids import BundleId, GroupId, NodeId, Tag, node_id_of, short
 from p2pstore.maintenance import Swarm
 from p2pstore.members import Exchange, Group, Invitations
 from p2pstore.net import (
@@ -48,13 +48,14 @@ from p2pstore.swarm import (
     Lanes,
     OwnPromises,
     Pusher,
+    Relay,
     Server,
     Shelf,
     Source,
 )
 from p2pstore.syscalls import socket_owner
 from p2pstore.threads import in_thread
-from p2pstore.wire import Hello, PeerRecord, sign_record
+from p2pstore.wire import Hello, PeerRecord, TunnelTo, sign_record
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,13 @@ class Network:
             mark=self._where,
         )
         self._newest_told = 0  # row of the last own bundle that was announced
+        self.relay = Relay(
+            group.node_id,
+            self.connections,
+            self.gate,
+            clock=clock,
+            accept=self.transport.accept_through,
+        )
         self.transport.handler = Server(
             group.device,
             self.shelf,
@@ -150,6 +158,7 @@ class Network:
             admission=self._admit,
             peers=self._records,
             kept=self._kept,
+            also={TunnelTo: self.relay.serve},
         ).serve
         self.pusher = Pusher(
             group.device,
@@ -345,6 +354,13 @@ class Network:
         """Links to devices of the group."""
         others = set(self._group.others())
         return [link for link in self.connections.links() if link.node_id in others]
+
+    async def pull(self, node_id: NodeId) -> None:
+        """Have a device that is connected tell the newest state and heads that it has."""
+        link = self.connections.get(node_id)
+        if link is None:
+            raise PeerUnreachable(f"{short(node_id)} is not connected.")
+        await self.exchange.pull(link)
 
     def group_changed(self) -> None:
         """A new member, or a revoked one: judge the links anew, and want the new."""
