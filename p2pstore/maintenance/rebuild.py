@@ -307,6 +307,7 @@ def _folder(
                 for name in (f"index:{one.head.folder.hex()}", rebuild_root(one.head.folder)):
                     filer.root(number, name, one.manifest, one.head.manifest)
         filer.placeholders(number, disk)
+        filer.hydrated(number, disk)
     finally:
         disk.close()
     return filer.unread == before

@@ -32,7 +32,14 @@ from p2pstore.placement.root import (
     free_name,
     read_placeholder,
 )
-from p2pstore.placement.trash import Doomed, Fate, content_hash, discard, listing
+from p2pstore.placement.trash import (
+    Doomed,
+    Fate,
+    content_hash,
+    discard,
+    listing,
+    trashed_placeholders,
+)
 
 __all__ = [
     "OWN",
@@ -72,5 +79,6 @@ __all__ = [
     "swap_path",
     "to_trash",
     "trash_path",
+    "trashed_placeholders",
     "write_placeholder",
 ]

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from p2pstore.content import looks_like_manifest
+from p2pstore.content import MAX_READ, looks_like_manifest
 from p2pstore.errors import Busy
 from p2pstore.leases import LeaseKeeper, Refused
 from p2pstore.placement.claim import Identity
-from p2pstore.placement.replace import put_back, trash_path
-from p2pstore.placement.root import TRASH, Directories, Root
+from p2pstore.placement.replace import SUFFIX, put_back, trash_path
+from p2pstore.placement.root import TRASH, Directories, Root, read_placeholder
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
 _PIECE = 1 << 20
@@ -93,6 +93,21 @@ def listing(root: Root) -> Iterator[tuple[str, bytes, os.stat_result]]:
     """(batch, path, stat) of every file in the folder's trash."""
     for batch in _names(root, TRASH):
         yield from _below(root, batch.decode(errors="replace"), TRASH + b"/" + batch, b"")
+
+
+def trashed_placeholders(root: Root) -> dict[bytes, bytes]:
+    """What files were hydrated from: their path -> the `.f` that went into trash last."""
+    found: dict[bytes, bytes] = {}
+    with Directories(root) as directories:
+        for batch, path, stat in sorted(listing(root), key=lambda entry: entry[0]):
+            if not path.endswith(SUFFIX) or stat.st_size > MAX_READ:
+                continue
+            with contextlib.suppress(OSError):  # gone again, or unreadable: as if it were not there
+                directory, name = directories.parent(trash_path(batch, path))
+                raw = read_placeholder(directory, name, MAX_READ + 1)
+                if looks_like_manifest(raw):
+                    found[path.removesuffix(SUFFIX)] = raw
+    return found
 
 
 def _below(

@@ -215,6 +215,43 @@ def test_original_beside_its_placeholder_with_equal_content_is_hydrated(filled: 
     assert row.ino == (filled.folder / "a.txt").stat().st_ino
 
 
+def into_trash(world: World, name: str, batch: str) -> None:
+    """What hydration does with a placeholder."""
+    there = world.folder / ".p2pstore/trash" / batch / f"{name}.f"
+    there.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(world.folder / f"{name}.f", there)
+
+
+def test_file_that_was_hydrated_before_any_index_named_it_is_known(filled: World) -> None:
+    late = filled.replace({"late.txt": b"after the last index"})["late.txt"]
+    into_trash(filled, "late.txt", "0000000000001-aaaaaa")
+    (filled.folder / "late.txt").write_bytes(b"after the last index")
+    filled.lose_catalog()
+    filled.rebuild()
+    row = filled.file("late.txt")
+    assert (row.state, row.reason, row.file_id) == (State.PROTECTED, "in work", late.file_id)
+    assert row.ino == (filled.folder / "late.txt").stat().st_ino
+
+
+def test_file_that_was_edited_before_any_index_named_it_is_its_next_version(filled: World) -> None:
+    late = filled.replace({"late.txt": b"after the last index"})["late.txt"]
+    into_trash(filled, "late.txt", "0000000000001-aaaaaa")
+    (filled.folder / "late.txt").write_bytes(b"edited")
+    filled.lose_catalog()
+    filled.rebuild()
+    row = filled.file("late.txt")
+    assert (row.state, row.file_id) == (State.PROTECTED, late.file_id)
+    assert row.ino == 0, "the scan must not find it as it was recorded"
+
+
+def test_placeholder_in_trash_of_a_deleted_file_brings_nothing_back(filled: World) -> None:
+    filled.replace({"late.txt": b"after the last index"})
+    into_trash(filled, "late.txt", "0000000000001-aaaaaa")
+    filled.lose_catalog()
+    filled.rebuild()
+    assert filled.maybe_file("late.txt") is None
+
+
 def test_newer_original_beside_its_placeholder_leaves_the_placeholder(filled: World) -> None:
     filled.lose_catalog()
     (filled.folder / "a.txt").write_bytes(b"beta")

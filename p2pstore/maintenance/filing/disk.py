@@ -11,7 +11,7 @@ from p2pstore.content import MAX_READ, looks_like_manifest
 from p2pstore.errors import Unavailable
 from p2pstore.home import WatchedFolder
 from p2pstore.ids import FolderId
-from p2pstore.placement import SUFFIX, Root
+from p2pstore.placement import SUFFIX, Root, trashed_placeholders
 from p2pstore.watch import Seen, Unread, scan
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,16 @@ class Disk:
             return None
         raw = self.start_of(path + SUFFIX, MAX_READ + 1)
         return raw if looks_like_manifest(raw) else None
+
+    def trashed(self) -> dict[bytes, bytes]:
+        """Path -> the `.f` in the folder's trash that it was brought back from last."""
+        if self.root is None:
+            return {}
+        try:
+            return trashed_placeholders(self.root)
+        except OSError as exc:
+            log.warning("The trash of %s cannot be looked at: %s", self.root.path, exc)
+            return {}
 
     def original(self, path: bytes) -> Seen | None:
         """A regular file under the very name, unless it is a placeholder itself."""

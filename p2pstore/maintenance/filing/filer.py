@@ -269,10 +269,23 @@ class Filer:
     def _has_manifest(self, row: FileRow, raw: bytes) -> bool:
         return self._catalog.view(lambda db: files.manifest(db, row.id)) == raw
 
+    def hydrated(self, folder: int, disk: Disk) -> int:
+        """File originals that came back before any index named them; how many.
+
+        Only the `.f` in the folder's trash speaks of such a one: it would be a new file otherwise.
+        """
+        raws = {path: raw for path, raw in disk.trashed().items() if disk.original(path)}
+        known = self._catalog.view(lambda db: files.get_many(db, folder, list(raws)))
+        found = [self._trusted(path, raw) for path, raw in raws.items() if path not in known]
+        filed = [self._file(folder, disk, one) for one in found if one is not None]
+        self._rows.write(self._housed(filed))
+        return len(filed)
+
     def _trusted_placeholder(self, disk: Disk, path: bytes) -> Found | None:
         raw = disk.placeholder(path)
-        if raw is None:
-            return None
+        return None if raw is None else self._trusted(path, raw)
+
+    def _trusted(self, path: bytes, raw: bytes) -> Found | None:
         try:
             opened = open_manifest(raw, self._ring)
         except P2PStoreError as exc:
