@@ -12,8 +12,9 @@ from typing import Any
 
 from p2pstore import __version__
 from p2pstore.folders import Folder
-from p2pstore.ids import NodeId, node_id_of
+from p2pstore.ids import NodeId, node_id_of, short
 from p2pstore.maintenance import Report
+from p2pstore.net import Link
 from p2pstore.node.build import Node
 from p2pstore.store import BundleState, State, blocks, copies, files
 from p2pstore.swarm import ANNOUNCE_EVERY_S
@@ -213,6 +214,7 @@ def peer_lines(node: Node) -> list[Json]:
                 "address": "" if address is None else f"{address[0]}:{address[1]}",
                 "role": "device" if node_id in members else link.role if link else "stranger",
                 "connected": link is not None,
+                "through": _through(link),
                 "since": None,
                 "last_seen": peer.last_seen_ms / 1000 if peer and peer.last_seen_ms else None,
                 "holds_bytes": size,
@@ -222,6 +224,13 @@ def peer_lines(node: Node) -> list[Json]:
             }
         )
     return lines
+
+
+def _through(link: Link | None) -> str | None:
+    """The peer that carries the link, where the two cannot reach each other."""
+    if link is None or link.via is None:
+        return None
+    return link.via.hello.name or short(link.via.node_id)
 
 
 def _space(node: Node) -> Json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-def _ended(nodes: list[Node]) -> None:
+def ended(nodes: Sequence[Node]) -> None:
     """End all, then say whether one had a trouble that it did not expect."""
     for node in nodes:
         node.close()
@@ -42,7 +42,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewNode]:
     try:
         yield make
     finally:
-        _ended(made)
+        ended(made)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def new_node(tmp_path: Path) -> Iterator[NewNode]:
     try:
         yield make
     finally:
-        _ended(made)
+        ended(made)
 
 
 @pytest.fixture(scope="module")
