@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import sys
 import time
 from typing import Any
@@ -14,7 +16,6 @@ from p2pstore.cli.shell import Shell, example, pass_shell, secret
 from p2pstore.cli.status import is_holder, peer_lines
 from p2pstore.errors import P2PStoreError, UsageError
 
-WORDS = 24
 NOT_NOW = 5
 
 
@@ -36,21 +37,23 @@ def invite(shell: Shell, role: str, yes: bool) -> int:
     node = shell.node()
     invitation = node.call("invite", role=role, confirm=not yes)
     link = str(invitation["link"])
+    if not yes and sys.stdout.isatty():
+        _show_qr(link)  # above the link, which a small window must not scroll away
     shell.result(link)
     sys.stdout.flush()
     if yes:
         return 0
-    if sys.stdout.isatty():
-        import segno
-
-        segno.make(link, error="l").terminal(compact=True)
     shell.say(
         f"\nOn the other computer, within {show.span(invitation.get('expires_s', 600))}:  "
         "p2pstore join LINK\nThe new device will read all your files. Waiting for it ..."
     )
-    goes_on = "The invitation is not confirmed; to make a new one: p2pstore invite"
-    with shell.waiting(goes_on) as meter:
-        joiner = node.call("wait_invite", meter, invite=invitation.get("invite"))
+    goes_on = "The invitation is taken back; for a new one: p2pstore invite"
+    try:
+        with shell.waiting(goes_on) as meter:
+            joiner = node.call("wait_invite", meter, invite=invitation.get("invite"))
+    except click.exceptions.Exit:
+        node.call("withdraw_invite", invite=invitation.get("invite"))
+        raise
     name = show.name(joiner.get("name", ""))
     shell.say(f"{name} knocks. Its screen must show:  {show.name(joiner.get('fingerprint', ''))}")
     try:
@@ -58,12 +61,28 @@ def invite(shell: Shell, role: str, yes: bool) -> int:
     except click.Abort:
         # No answer is a no, and the other side must not wait for one.
         accept = False
+        shell.say("")
     done = node.call("confirm_invite", invite=invitation.get("invite"), accept=accept)
     if not accept:
         shell.fail("Refused. The invitation is used up; for a new one: p2pstore invite")
         return 1
     shell.result(f"{show.name(done.get('name', name))} is in.")
     return 0
+
+
+def _show_qr(link: str) -> None:
+    """Draw the link for a phone's camera, where the terminal is wide enough and knows blocks."""
+    import segno
+
+    drawn = io.StringIO()
+    segno.make(link, error="l").terminal(out=drawn, compact=True, border=2)
+    code = drawn.getvalue()
+    try:
+        code.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return
+    if max(map(len, code.splitlines())) <= shutil.get_terminal_size().columns:
+        print(code)
 
 
 @click.command(epilog=example("p2pstore join p2ps://192.168.1.5:8080/...#...", "p2pstore join -"))
@@ -116,71 +135,6 @@ def connect(shell: Shell, address: str) -> int:
     name = show.name(peer.get("name") or show.short_id(peer.get("id", "")))
     shell.result(f"Connected to {name} ({show.name(peer.get('role', 'stranger'))}).")
     return 0
-
-
-# -- words -----------------------------------------------------------------------------------
-
-
-@click.group(epilog=example("p2pstore words confirm"))
-def words() -> None:
-    """Show or confirm the 24 recovery words.
-
-    Until they are confirmed they lie in HOME/words.txt, and no local copy is freed.
-    """
-
-
-@words.command("show", epilog=example("p2pstore words show"))
-@pass_shell
-def words_show(shell: Shell) -> int:
-    """Show the words while HOME still has them."""
-    try:
-        text = (shell.home / "words.txt").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(
-            "This HOME has no words any more: they were confirmed, and only your note has them."
-        ) from None
-    shell.result(" ".join(_words_in(text)))
-    shell.say("When they are on paper: p2pstore words confirm")
-    return 0
-
-
-def _words_in(text: str) -> list[str]:
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    return " ".join(lines).split()
-
-
-@words.command("confirm", epilog=example("p2pstore words confirm", "p2pstore words confirm -"))
-@click.argument("given", metavar="[-]", required=False)
-@pass_shell
-def words_confirm(shell: Shell, given: str | None) -> int:
-    """Type all 24 words; when they are right HOME forgets them. `-` reads standard input."""
-    if given == "-" or (given is None and not sys.stdin.isatty()):
-        said = " ".join(sys.stdin.read().split())
-    elif given is not None:
-        raise UsageError("Arguments are public: type the words when asked, or give - and a pipe.")
-    else:
-        said = _ask_words(shell)
-    said = said.lower()
-    if len(said.split()) != WORDS:
-        raise UsageError(f"{len(said.split())} words came, {WORDS} are needed.")
-    node = shell.running()
-    if node is not None:
-        node.call("words_confirm", words=said)
-    else:
-        from p2pstore import node as stopped
-
-        stopped.confirm_words(shell.home, said)
-    shell.result("Right. The words are only on your note now; keep it well.")
-    return 0
-
-
-def _ask_words(shell: Shell) -> str:
-    shell.say("Type the 24 words, in their order, on one line or several.")
-    typed: list[str] = []
-    while len(typed) < WORDS:
-        prompt = f"Words from {len(typed) + 1}"
-        typed += str(click.prompt(prompt, err=True)).split()
-    return " ".join(typed)
 
 
 # -- leave -----------------------------------------------------------------------------------

@@ -97,14 +97,16 @@ def run(
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     settings = config.load(shell.home, os.environ, overrides)
-    _start_logging(shell)
+    start_logging(shell)
     if shell.run_node is None:
         raise P2PStoreError("This command line was started without a node; use python -m p2pstore.")
     return shell.run_node(settings, shell.home)
 
 
-def _start_logging(shell: Shell) -> None:
-    level = logging.DEBUG if shell.verbose else logging.WARNING if shell.quiet else logging.INFO
+def start_logging(shell: Shell, *, quiet: bool = False) -> None:
+    """What a node says goes to stderr; `quiet`: little, beside a command's own words."""
+    usual = logging.ERROR if quiet else logging.WARNING if shell.quiet else logging.INFO
+    level = logging.DEBUG if shell.verbose else usual
     # journald adds the time itself.
     journal = "JOURNAL_STREAM" in os.environ
     form = "%(message)s" if journal else "%(asctime)s %(message)s"

@@ -24,6 +24,7 @@ _STAGES = {
     "evict": "Freeing",
     "check": "Checking",
     "rebuild": "Rebuilding",
+    "lay": "Laying out",
     "export": "Exporting",
 }
 

@@ -2,6 +2,7 @@
 
 from p2pstore.folders.bringing import Bringing, Brought, Placeholder
 from p2pstore.folders.folder import Folder
+from p2pstore.folders.laying import LaidOut
 from p2pstore.folders.opening import Opening
 from p2pstore.folders.parts import Parts
 from p2pstore.folders.preview import Preview
@@ -15,6 +16,7 @@ __all__ = [
     "DiskRoom",
     "Folder",
     "Folders",
+    "LaidOut",
     "Opening",
     "Parts",
     "Placeholder",

@@ -7,7 +7,6 @@ was cut short. What has a name already is left, and met by the scan afterwards.
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -15,10 +14,16 @@ from functools import partial
 from typing import NamedTuple
 
 from p2pstore.content import Keyring, open_manifest
-from p2pstore.placement import SUFFIX, Root, lay_link, lay_placeholders
+from p2pstore.placement import (
+    Directories,
+    Identity,
+    Root,
+    content_hash,
+    lay_link,
+    lay_placeholders,
+    put_back,
+)
 from p2pstore.store import Catalog, FileRow, State, files
-
-log = logging.getLogger(__name__)
 
 BATCH = 500  # a sync each; more unnamed files at once are slower, not faster
 
@@ -27,6 +32,40 @@ class LaidOut(NamedTuple):
     placeholders: int
     links: int
     failed: tuple[tuple[bytes, str], ...]  # paths that have no placeholder, and why
+
+
+def is_there(root: Root, catalog: Catalog, folder: int, path: bytes) -> bool:
+    """Whether something has the name of a file that can have no `.f`; the file itself, from an
+    earlier attempt, is recorded."""
+    try:
+        fd = root.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        stat = os.fstat(fd)
+        row = catalog.view(lambda db: files.get(db, folder, path))
+        if row is not None and stat.st_size == row.file_size and content_hash(fd) == row.hash:
+            _record(catalog, row, stat)
+        return True
+    finally:
+        os.close(fd)
+
+
+def take_in(root: Root, catalog: Catalog, folder: int, path: bytes, temporary: bytes) -> None:
+    """The whole content of a file that can have no `.f` lies at `temporary`: it gets its name."""
+    row = catalog.view(lambda db: files.get(db, folder, path))
+    if put_back(root, temporary, path) != path or row is None:
+        return  # something else has the name: the scan meets both
+    with Directories(root) as directories:
+        directory, name = directories.parent(path)
+        _record(catalog, row, os.stat(name, dir_fd=directory, follow_symlinks=False))
+
+
+def _record(catalog: Catalog, row: FileRow, stat: os.stat_result) -> None:
+    on_disk = (row.id, State.PROTECTED, *Identity.of(stat))
+    catalog.write(lambda db: files.set_on_disk(db, [on_disk])).result()
 
 
 def lay_out(
@@ -88,7 +127,5 @@ def _lay_batch(
     numbers = {row.path: row.id for row in rows}
     on_disk = [(numbers[one.path], State.PLACEHOLDER, *one.identity) for one in laid]
     catalog.write(lambda db: files.set_on_disk(db, on_disk)).result()
-    for path, reason in not_laid:
-        log.warning("%s has no placeholder: %s.", os.fsdecode(path + SUFFIX), reason)
-        failed.append((path, reason))
+    failed.extend(not_laid)
     return len(laid)

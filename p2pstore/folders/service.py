@@ -9,18 +9,20 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from p2pstore.config import Config, FolderSettings
+from p2pstore.content import Keyring
 from p2pstore.errors import NotRunning, P2PStoreError, Unavailable, UsageError
 from p2pstore.folders import settling
 from p2pstore.folders.bringing import Bringing, Brought
 from p2pstore.folders.contents import Contents
 from p2pstore.folders.folder import Folder
-from p2pstore.folders.laying import LaidOut, lay_out
+from p2pstore.folders.laying import LaidOut, is_there, lay_out, take_in
 from p2pstore.folders.parts import Parts
 from p2pstore.folders.preview import Preview, preview
 from p2pstore.folders.registry import Registry
@@ -34,7 +36,6 @@ from p2pstore.store import Catalog, State, folders
 log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, Any]], None]
-ROOT_LOOK_S = 0.2  # a root that was just made is found by its watcher
 PAUSED_BY_OWNER = "paused by its owner"
 
 
@@ -235,22 +236,44 @@ class Folders:
         return restored
 
     async def lay_out(self, folder: Folder, progress: Progress) -> LaidOut:
-        """Give a folder that is being recovered its placeholders and links, and let it go on."""
-        root = folder.root
-        while root is None:
-            await asyncio.sleep(ROOT_LOOK_S)
-            root = folder.root
+        """Give a folder that is being recovered its placeholders and links; it still waits.
+
+        Unavailable while its directory is not there.
+        """
         loop = asyncio.get_running_loop()
 
         def tell(done: int, total: int) -> None:
             news = {"stage": "lay", "files": done, "files_total": total}
             loop.call_soon_threadsafe(progress, news)
 
-        ring = self._parts.ring()
-        done = await folder.in_thread(lay_out, root, self._catalog, folder.row, ring, tell)
+        def work(ring: Keyring) -> LaidOut:
+            with closing(_root_of(folder)) as root:
+                return lay_out(root, self._catalog, folder.row, ring, tell)
+
+        return await folder.in_thread(work, self._parts.ring())
+
+    async def is_there(self, folder: Folder, path: bytes) -> bool:
+        """Whether a file that can have no placeholder is back already."""
+
+        def work() -> bool:
+            with closing(_root_of(folder)) as root:
+                return is_there(root, self._catalog, folder.row, path)
+
+        return await folder.in_thread(work)
+
+    async def take_in(self, folder: Folder, path: bytes, temporary: bytes) -> None:
+        """A file that can have no placeholder lies whole at `temporary`, relative to the root."""
+
+        def work() -> None:
+            with closing(_root_of(folder)) as root:
+                take_in(root, self._catalog, folder.row, path, temporary)
+
+        await folder.in_thread(work)
+
+    async def recovered(self, folder: Folder) -> None:
+        """Everything lies in its place: watch it from now on."""
         await self._set_paused(folder, "")
         folder.ask_rescan("recovered")
-        return done
 
     async def _set_paused(self, folder: Folder, why: str) -> None:
         self._change(folder, paused=why)
@@ -274,6 +297,13 @@ class Folders:
 
     async def undelete(self, path: str) -> str:
         return await self._contents.undelete(path)
+
+
+def _root_of(folder: Folder) -> Root:
+    """A root of its own, for work that the folder's task has no part in."""
+    if Root.marker(folder.path) != folder.folder_id.hex():
+        raise Unavailable(f"{folder.path} is not there.")
+    return Root(folder.path, folder.folder_id)
 
 
 def _placeholders(folder: Folder) -> int:

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,15 +23,25 @@ import msgspec
 
 from p2pstore import config as settings
 from p2pstore import sdnotify
-from p2pstore.config import Config
+from p2pstore.config import Address, Config
 from p2pstore.errors import Busy, P2PStoreError, Unavailable, UsageError
 from p2pstore.home import Home
 from p2pstore.leases import LeaseKeeper
 from p2pstore.maintenance import Rebuilt
-from p2pstore.members import confirm, default_name, found, is_begun
+from p2pstore.members import (
+    confirm,
+    default_name,
+    found,
+    is_begun,
+    is_cut_short,
+    is_recovering,
+)
+from p2pstore.node import recovering
 from p2pstore.node.build import Node, Progress
 from p2pstore.node.control import NodeControl
 from p2pstore.node.rebuilding import complete
+from p2pstore.node.recovering import lay_out_until_done
+from p2pstore.node.seeking import PATIENCE_S
 from p2pstore.syscalls import raise_descriptor_limit
 
 log = logging.getLogger(__name__)
@@ -91,6 +101,8 @@ def run(config: Config, path: Path, frontend: MakeFrontend) -> int:
     tune()
     home = Home(path)
     with home.locked():
+        if is_cut_short(home):
+            raise UsageError(f"A recovery into {path} was cut short. Go on: p2pstore recover")
         if not home.exists or is_begun(home):
             if home.was_used and not is_begun(home):
                 raise UsageError(
@@ -98,8 +110,11 @@ def run(config: Config, path: Path, frontend: MakeFrontend) -> int:
                     "group.state back from a copy; a new identity could not read the old files."
                 )
             found(home, config.name or default_name(), now=time.time(), random=os.urandom(32))
-            log.warning("A new group. Its 24 words are in %s: write them on paper, then type", path)
-            log.warning("    p2pstore words confirm")
+            log.warning(
+                "A new group. Its 24 words are in %s: write them on paper (p2pstore words show),"
+                " then: p2pstore words confirm",
+                home.path / "words.txt",
+            )
         try:
             asyncio.run(_Running(config, home, frontend).serve())
         except P2PStoreError:
@@ -108,6 +123,35 @@ def run(config: Config, path: Path, frontend: MakeFrontend) -> int:
             log.exception("The node ended unexpectedly.")
             raise
         return 0
+
+
+def recover(
+    config: Config,
+    path: Path,
+    ask_words: Callable[[], str],
+    progress: Progress,
+    *,
+    name: str | None = None,
+    bootstrap: Sequence[Address] = (),
+    to: Path | None = None,
+    patience_s: float = PATIENCE_S,
+    placeholders_only: bool = False,
+) -> dict[str, Any]:
+    """Everything back from the 24 words, into a new HOME; see `recovering.recover`."""
+    tune()
+    return asyncio.run(
+        recovering.recover(
+            config,
+            path,
+            ask_words,
+            progress,
+            name=name,
+            bootstrap=bootstrap,
+            to=to,
+            patience_s=patience_s,
+            placeholders_only=placeholders_only,
+        )
+    )
 
 
 class _Running:
@@ -150,17 +194,19 @@ class _Running:
 
     async def _live(self, node: Node) -> None:
         async with node.running(), asyncio.TaskGroup() as group:
-            completing = group.create_task(complete(node)) if node.is_rebuilding() else None
+            tasks = [group.create_task(complete(node))] if node.is_rebuilding() else []
+            if is_recovering(self._home):
+                tasks.append(group.create_task(lay_out_until_done(node)))
             try:
                 self._control.node = node
                 await self._serve_frontends(node)
-                log.info("Peers reach this node at %s.", node.listening)
+                log.info("Listening for other nodes at %s, TCP and UDP.", node.listening)
                 sdnotify.notify("READY=1")
                 await _until(self._turn)
             finally:
                 self._control.node = None
-                if completing is not None:
-                    completing.cancel()
+                for task in tasks:
+                    task.cancel()
                 if self._ends:
                     log.info("Stopping.")
                     sdnotify.notify("STOPPING=1")

@@ -46,6 +46,7 @@ async def complete(node: Node) -> None:
             continue
         asked |= connected
         node.maintenance.rebuilding = False
+        node.completed.set()
         if done.missing:
             log.warning("%d bundles are needed and were found nowhere yet.", done.missing)
         for folder in node.folders.all():

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from p2pstore.cli.client import RunningNode
 from p2pstore.node import confirm_words, init_home
@@ -119,11 +119,13 @@ class Node:
         )
         return done
 
-    def spawn(self, *args: str | bytes | Path) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, *args: str | bytes | Path, stdin: int | IO[bytes] = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes]:
         """Begin a command and leave it at work."""
         return subprocess.Popen(
             self.command(*args),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self.env,

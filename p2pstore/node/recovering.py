@@ -1,0 +1,231 @@
+"""Everything back from 24 words: holders are found, HOME is written, and a node does the rest.
+
+`recover` is the command, in the foreground; it may be stopped at any time and typed again. What it
+leaves undone is done by any node that runs on the HOME: `lay_out` is called for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from p2pstore.clock import SystemClock
+from p2pstore.config import Address, Config
+from p2pstore.errors import P2PStoreError, Unavailable, UsageError
+from p2pstore.folders import Folder
+from p2pstore.home import RECOVERING, Home
+from p2pstore.keys import root_of
+from p2pstore.members import (
+    Recovered,
+    Recovery,
+    default_name,
+    is_recovering,
+    named_mistake,
+    recovered,
+)
+from p2pstore.net import PeerBook
+from p2pstore.node.build import Node
+from p2pstore.node.rebuilding import complete
+from p2pstore.node.seeking import PATIENCE_S, groups_met, seek
+from p2pstore.placement import TEMPORARY, TOO_LONG
+from p2pstore.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 30.0
+
+Json = dict[str, Any]
+Progress = Callable[[Json], None]
+
+
+async def from_words(
+    home: Home,
+    words: str,
+    config: Config,
+    progress: Progress,
+    *,
+    name: str | None,
+    to: Path | None,
+    patience_s: float,
+) -> Recovered:
+    """The first half: find holders, write HOME. The caller has HOME's lock."""
+    clock = SystemClock()
+    name = name or config.name or default_name()
+    try:
+        root_of(words)
+    except UsageError as exc:
+        mistake = await asyncio.to_thread(named_mistake, words, await groups_met(config))
+        if mistake is None:
+            raise
+        raise UsageError(f"The words are not right. {mistake}") from exc
+    recovery = Recovery(home, words, name=name, network=config.network, now=clock.wall())
+    home.make_directory()
+    book = PeerBook(home.path / "peers.json")
+    await seek(recovery, words, config, book, clock, progress, patience_s=patience_s)
+    book.save()
+    return await asyncio.to_thread(recovery.settle, lambda name, was: choose_place(name, was, to))
+
+
+def choose_place(name: str, was: str, to: Path | None) -> Path:
+    """Where a folder comes back: below `to`, or where it was, or in the user's home directory; in
+    a directory of its own, where nothing is yet."""
+    name = os.path.basename(name) or "folder"
+    places = [to / name] if to is not None else []
+    if to is None and os.path.isabs(was):
+        places.append(Path(was))
+    if to is None:
+        places.append(Path.home() / name)
+    last = places[-1]
+    places += [last.with_name(f"{name}.recovered-{number}") for number in range(1, 100)]
+    for place in places:
+        if _is_usable(place):
+            return place
+    raise UsageError(f"{last} exists, and so do the names beside it: p2pstore recover --to DIR")
+
+
+def _is_usable(place: Path) -> bool:
+    """Missing, or with nothing of a user's in it; and it can be made."""
+    try:
+        there = {entry.name for entry in place.iterdir()}
+    except FileNotFoundError:
+        parent = next(p for p in place.parents if p.exists())
+        return parent.is_dir() and os.access(parent, os.W_OK)
+    except OSError:
+        return False
+    return there <= {".p2pstore"}
+
+
+# -- with a node -----------------------------------------------------------------------------------
+
+
+async def lay_out(node: Node, progress: Progress = lambda _: None) -> list[Json]:
+    """Placeholders for every folder that is being recovered, once the catalog is complete.
+
+    Returns what has none, and why. The first error of another kind ends it: called again it goes
+    on.
+    """
+    await node.completed.wait()
+    failed: list[Json] = []
+    for folder in node.folders.all():
+        if folder.entry.paused != RECOVERING:
+            continue
+        done = await node.folders.lay_out(folder, progress)
+        for path, reason in done.failed:
+            name = os.fsencode(folder.path) + b"/" + path
+            try:
+                if reason != TOO_LONG:
+                    raise Unavailable(f"{os.fsdecode(name)} has no placeholder: {reason}.")
+                await _whole(node, folder, path)
+            except P2PStoreError as exc:
+                log.warning("%s", exc)
+                failed.append(_failure(name, exc))
+        await node.folders.recovered(folder)
+    return failed
+
+
+async def lay_out_until_done(node: Node) -> None:
+    """The same beside everything else: what fails (a disk that is not there) is tried again."""
+    while True:
+        try:
+            await lay_out(node)
+            await in_thread(node.pool, recovered, node.home)
+            return
+        except (P2PStoreError, OSError) as exc:
+            log.warning("The recovery goes on later: %s", exc)
+            await asyncio.sleep(RETRY_S)
+
+
+async def _whole(node: Node, folder: Folder, path: bytes) -> None:
+    """What can have no placeholder comes back as it is, whoever wants placeholders only."""
+    if await node.folders.is_there(folder, path):
+        return
+    temporary = TEMPORARY + b"/" + os.urandom(8).hex().encode()
+    logical, there = (os.fsencode(folder.path) + b"/" + name for name in (path, temporary))
+    await node.vfs.copy(os.fsdecode(logical), os.fsdecode(there))
+    await node.folders.take_in(folder, path, temporary)
+
+
+async def bring_back(node: Node, progress: Progress) -> list[Json]:
+    """Hydrate every folder; what could not be brought back, and why."""
+    failed: list[Json] = []
+    for folder in node.folders.all():
+        for one in await node.folders.hydrate([os.fspath(folder.path)], progress):
+            if one.error is not None:
+                failed.append(_failure(one.placeholder.name, one.error))
+    return failed
+
+
+def _failure(path: bytes, exc: P2PStoreError) -> Json:
+    return {
+        "path": os.fsdecode(path),
+        "error": {"code": exc.exit_code, "message": str(exc)},
+    }
+
+
+async def recover(
+    config: Config,
+    path: Path,
+    ask_words: Callable[[], str],
+    progress: Progress,
+    *,
+    name: str | None = None,
+    bootstrap: Sequence[Address] = (),
+    to: Path | None = None,
+    patience_s: float = PATIENCE_S,
+    placeholders_only: bool = False,
+) -> Json:
+    """All of it. `ask_words` is called when HOME has no identity yet."""
+    config = msgspec.structs.replace(config, bootstrap=(*config.bootstrap, *bootstrap))
+    home = Home(path)
+    with home.locked():
+        left: tuple[tuple[str, str], ...] = ()
+        if not is_recovering(home):
+            words = ask_words()
+            made = await from_words(
+                home, words, config, progress, name=name, to=to, patience_s=patience_s
+            )
+            left = made.left
+        node = await asyncio.to_thread(Node, home, config)
+        try:
+            done = await _with_node(node, progress, placeholders_only=placeholders_only)
+        except ExceptionGroup as errors:
+            raise _first(errors) from errors
+        return {**done, "left": [{"name": name, "device": device} for name, device in left]}
+
+
+async def _with_node(node: Node, progress: Progress, *, placeholders_only: bool) -> Json:
+    async with node.running(), asyncio.TaskGroup() as group:
+        completing = group.create_task(complete(node)) if node.is_rebuilding() else None
+        failed = await lay_out(node, progress)
+        if not placeholders_only:
+            failed += await bring_back(node, progress)
+        await in_thread(node.pool, recovered, node.home)
+        if completing is not None:
+            completing.cancel()
+        return {
+            "group": node.group.group_id.hex(),
+            "name": node.group.name,
+            "folders": [_line(node, folder.path) for folder in node.folders.all()],
+            "failed": failed,
+        }
+
+
+def _first(errors: ExceptionGroup[Exception]) -> Exception:
+    """What to say when several things failed together."""
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, ExceptionGroup) else first
+
+
+def _line(node: Node, path: Path) -> Json:
+    entries = node.vfs.entries(os.fspath(path))
+    return {
+        "path": os.fspath(path),
+        "files": sum(e.files if e.is_directory else 1 for e in entries),
+        "bytes": sum(e.size for e in entries),
+    }

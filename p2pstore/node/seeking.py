@@ -1,0 +1,225 @@
+"""SEEKING holders of a group of which nothing is known but its words.
+
+Three ways at once: the addresses that the user names, nodes in the local network, and the DHT,
+where holders announce themselves under a tag that the words give. Whoever answers tells of more.
+Ends a few seconds after the last one that had something new to say, because the newest state and
+heads may be with another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nacl.signing import SigningKey
+
+from p2pstore.clock import Clock
+from p2pstore.config import Config
+from p2pstore.dht import LOOPBACK, Dht, DhtSettings
+from p2pstore.errors import P2PStoreError, Unavailable, UsageError
+from p2pstore.ids import NodeId, PublicKey
+from p2pstore.members import Recovery, default_name, newcomer
+from p2pstore.net import STRANGER, Address, Discovery, Link, PeerBook, TlsTransport
+from p2pstore.wire import GetPeers, PeerRecord, Peers, sign_record, verify_record
+
+log = logging.getLogger(__name__)
+
+GATHER_S = 3.0  # after the last news: others may know something newer
+PATIENCE_S = 60.0  # without any answer
+LOOK_S = 5.0  # between questions to the DHT
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Seeker:
+    def __init__(
+        self, recovery: Recovery, config: Config, book: PeerBook, clock: Clock, progress: Progress
+    ) -> None:
+        self._recovery = recovery
+        self._config = config
+        self._book = book
+        self._clock = clock
+        self._progress = progress
+        self._transport = TlsTransport(
+            recovery.device, hello=recovery.hello, role_of=recovery.role_of, clock=clock
+        )
+        self._dialled: set[NodeId | Address] = set()
+        self._news = asyncio.Event()
+        self._asked = 0
+        self.answered: list[str] = []
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self, patience_s: float) -> None:
+        """Until holders have answered; Unavailable when none does in `patience_s`."""
+        dht = self._dht()
+        discovery: Discovery | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                tasks = [
+                    group.create_task(self._named()),
+                    group.create_task(self._ask_dht(dht)),
+                ]
+                discovery = await self._discover()
+                await self._wait(patience_s)
+                for task in tasks:
+                    task.cancel()
+                self._group = None
+        finally:
+            if discovery is not None:
+                await discovery.close()
+            await dht.close()
+            await self._transport.close()
+
+    async def _wait(self, patience_s: float) -> None:
+        pause = patience_s
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._news.wait()
+            except TimeoutError:
+                return
+            self._news.clear()
+            pause = GATHER_S
+
+    # -- ways -------------------------------------------------------------------------------------
+
+    async def _named(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for address in self._config.bootstrap:
+                group.create_task(self._meet((address.host, address.port), None))
+
+    def _dht(self) -> Dht:
+        network, device = self._config.network, self._recovery.device
+
+        def record() -> bytes:
+            issued_ms = int(self._clock.wall() * 1000)
+            return sign_record(PeerRecord(self._recovery.public, network, (), issued_ms), device)
+
+        return Dht(
+            device,
+            network,
+            record,
+            clock=self._clock,
+            settings=LOOPBACK if self._is_loopback() else DhtSettings(),
+        )
+
+    def _is_loopback(self) -> bool:
+        return ipaddress.ip_address(self._config.listen.host).is_loopback
+
+    async def _ask_dht(self, dht: Dht) -> None:
+        tag = self._recovery.tag
+        ways_in = [(address.host, address.port) for address in self._config.bootstrap]
+        await dht.start(self._config.listen.host, 0, ways_in)
+        while True:
+            try:
+                found = await dht.providers([tag])
+            except P2PStoreError as exc:
+                log.debug("The DHT could not be asked: %s", exc)
+            else:
+                for record in found.get(tag, ()):
+                    self._try(record)
+            await asyncio.sleep(LOOK_S)
+
+    async def _discover(self) -> Discovery | None:
+        if not self._config.mdns or self._is_loopback():
+            return None
+
+        def found(node_id: NodeId, addresses: tuple[Address, ...]) -> None:
+            if self._group is not None and node_id not in self._dialled:
+                self._dialled.add(node_id)
+                self._group.create_task(self._meet_any(node_id, addresses))
+
+        discovery = Discovery(self._recovery.node_id, self._config.network, 0, found)
+        try:
+            await discovery.start()
+        except OSError as exc:
+            log.info("No search in the local network: %s", exc)
+        return discovery
+
+    # -- meeting ----------------------------------------------------------------------------------
+
+    def _try(self, record: PeerRecord) -> None:
+        if self._group is not None and record.node_id not in self._dialled:
+            self._dialled.add(record.node_id)
+            self._group.create_task(self._meet_any(record.node_id, record.addresses))
+
+    async def _meet_any(self, node_id: NodeId, addresses: Iterable[Address]) -> None:
+        for address in addresses:
+            if await self._meet(address, node_id):
+                return
+
+    async def _meet(self, address: Address, expect: NodeId | None) -> bool:
+        """Whether somebody answered there, of whatever group."""
+        try:
+            link = await self._transport.dial(*address, expect=expect)
+            self._dialled.add(link.node_id)
+            await self._ask(link)
+        except P2PStoreError as exc:
+            log.debug("%s:%d: %s", *address, exc)
+            return False
+        return True
+
+    async def _ask(self, link: Link) -> None:
+        self._asked += 1
+        if await self._recovery.ask(link):
+            self._book.note_link(link, int(self._clock.wall() * 1000))
+            self.answered.append(link.hello.name)
+            self._news.set()
+        self._progress(
+            {"stage": "seek", "text": f"{self._asked} nodes asked, {len(self.answered)} of them "
+             "keep something of this group"}
+        )  # fmt: skip
+        reply, _ = await link.request(GetPeers())
+        if isinstance(reply, Peers):
+            for raw in reply.records:
+                self._try(verify_record(raw))
+
+
+async def groups_met(config: Config) -> set[PublicKey]:
+    """The groups of the nodes that the user named: to say which word is wrong, if it is one."""
+    stranger = SigningKey.generate()
+    transport = TlsTransport(
+        stranger,
+        hello=lambda: newcomer(stranger, config.network, default_name()),
+        role_of=lambda _: STRANGER,
+    )
+    met: set[PublicKey] = set()
+    try:
+        for address in config.bootstrap:
+            with contextlib.suppress(P2PStoreError):
+                link = await transport.dial(address.host, address.port)
+                if link.hello.group is not None:
+                    met.add(link.hello.group)
+    finally:
+        await transport.close()
+    return met
+
+
+async def seek(
+    recovery: Recovery,
+    words: str,
+    config: Config,
+    book: PeerBook,
+    clock: Clock,
+    progress: Progress,
+    *,
+    patience_s: float = PATIENCE_S,
+) -> list[str]:
+    """The names of those that answered, with what they keep in `recovery` and who they are in
+    `book`. Unavailable: nobody did. UsageError: somebody of nearly the same words did."""
+    seeker = Seeker(recovery, config, book, clock, progress)
+    await seeker.run(patience_s)
+    if not seeker.answered:
+        mistake = await asyncio.to_thread(recovery.why_nobody, words)
+        if mistake is not None:
+            raise UsageError(f"These are not the words of the group that answered. {mistake}")
+        raise Unavailable(
+            "No node that keeps anything of this group answered. Start one of the others, name "
+            "its address (--bootstrap HOST:PORT), and look at every word again."
+        )
+    return seeker.answered
