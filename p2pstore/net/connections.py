@@ -271,6 +271,7 @@ class Connections:
             self._settle(link)
         elif self._links.get(link.node_id) is link:
             del self._links[link.node_id]
+            self._note_seen(link)
 
     def _settle(self, link: Link) -> None:
         old = self.get(link.node_id)
@@ -289,9 +290,14 @@ class Connections:
         elif link.node_id in self._wake:
             self._wake[link.node_id].set()
 
+    def _note_seen(self, link: Link) -> None:
+        self._book.note_seen(link.node_id, int(self._clock.wall() * 1000))
+
     async def _save_for_ever(self) -> None:
         while True:
             await self._pause(SAVE_EVERY_S)
+            for link in self.links():
+                self._note_seen(link)
             try:
                 await asyncio.to_thread(self._book.save)
             except OSError as exc:

@@ -132,6 +132,12 @@ class PeerBook:
             )
         )
 
+    def note_seen(self, node_id: NodeId, now_ms: int) -> None:
+        """Its link stood until now: who is linked for a month was not last seen a month ago."""
+        known = self._peers.get(node_id)
+        if known is not None:
+            self._keep(msgspec.structs.replace(known, last_seen_ms=now_ms))
+
     def forget(self, node_id: NodeId) -> None:
         if self._peers.pop(node_id, None) is not None:
             self.is_changed = True

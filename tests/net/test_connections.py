@@ -142,6 +142,33 @@ async def test_later_link_replaces_one_that_the_peer_has_lost(memory: Any, until
     await of_one.close()
 
 
+async def test_peer_was_last_seen_when_its_link_ended(memory: Any, until: Until) -> None:
+    server, client, book = memory.make(), memory.make(), PeerBook()
+    links = connections(memory, client, book)
+    await links.connect(await server.listen("127.0.0.1", 0))
+    linked = book.get(server.node_id).last_seen_ms
+    memory.clock.advance(30 * 86_400)
+    client.links()[0].abort()
+    await until(lambda: links.get(server.node_id) is None)
+    assert book.get(server.node_id).last_seen_ms == linked + 30 * 86_400_000
+    await links.close()
+
+
+async def test_peers_that_are_linked_are_seen_each_time_the_list_is_saved(
+    memory: Any, until: Until
+) -> None:
+    """Our own process may end without a word."""
+    server, client, book, pauses = memory.make(), memory.make(), PeerBook(), Pauses()
+    links = connections(memory, client, book, pause=pauses)
+    await links.connect(await server.listen("127.0.0.1", 0))
+    linked = book.get(server.node_id).last_seen_ms
+    await until(lambda: bool(pauses.asked))
+    memory.clock.advance(3_600)
+    pauses.go.set()
+    await until(lambda: book.get(server.node_id).last_seen_ms == linked + 3_600_000)
+    await links.close()
+
+
 async def test_close_leaves_no_attempt(memory: Any, until: Until, tmp_path: Path) -> None:
     book = PeerBook(tmp_path / "peers.json")
     links = connections(memory, memory.make(), book)
