@@ -162,6 +162,7 @@ async def test_peers_that_are_linked_are_seen_each_time_the_list_is_saved(
     links = connections(memory, client, book, pause=pauses)
     await links.connect(await server.listen("127.0.0.1", 0))
     linked = book.get(server.node_id).last_seen_ms
+    links.start()
     await until(lambda: bool(pauses.asked))
     memory.clock.advance(3_600)
     pauses.go.set()
