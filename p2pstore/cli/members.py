@@ -143,16 +143,28 @@ def connect(shell: Shell, address: str) -> int:
 @click.command(epilog=example("p2pstore leave", "p2pstore leave --to /media/usb/everything"))
 @click.option("--to", metavar="DIR", type=PATH, help="Export everything there instead.")
 @click.option("--yes", is_flag=True, help="No question; does not override what would lose files.")
+@click.option("--cancel", is_flag=True, help="Stay after all, wherever a leave has come to.")
 @pass_shell
-def leave(shell: Shell, to: str | None, yes: bool) -> int:
-    """Bring everything back, verify it, say goodbye to the holders; then HOME may be deleted."""
+def leave(shell: Shell, to: str | None, yes: bool, cancel: bool) -> int:
+    """Bring everything back, verify it, say goodbye to the holders; then HOME may be deleted.
+
+    What is kept here for others is first moved to other nodes by their owners. Interrupted, that
+    goes on; "p2pstore leave" goes along with it, "p2pstore leave --cancel" ends it.
+    """
     node = shell.node()
+    if cancel:
+        was_leaving = node.call("leave_cancel").get("was_leaving")
+        shell.result("This node stays." if was_leaving else "This node was not leaving.")
+        return 0
     if not yes and shell.asks:
         what = f"Export every file to {show.path(to)}" if to else "Bring every original back"
         if not click.confirm(f"{what} and stop using p2pstore here?", err=True):
             shell.say("Nothing was changed.")
             return 0
-    goes_on = "The node goes on bringing files back; nothing is lost by that. p2pstore status"
+    goes_on = (
+        "The node goes on leaving: p2pstore leave waits for its end, p2pstore leave --cancel "
+        "lets it stay"
+    )
     with shell.waiting(goes_on) as meter:
         done: dict[str, Any] = node.call("leave", meter, to=to, yes=yes)
     if not done.get("left"):

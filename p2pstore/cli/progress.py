@@ -26,6 +26,7 @@ _STAGES = {
     "rebuild": "Rebuilding",
     "lay": "Laying out",
     "export": "Exporting",
+    "move": "Moving",
 }
 
 
@@ -127,6 +128,8 @@ def describe(news: dict[str, Any], rate: Rate, now: float) -> str:
     done, total = news.get("files"), news.get("files_total")
     if done is not None:
         words.append(f"{done:,} of {show.files(total)}" if total else show.files(done))
+    if news.get("note"):
+        words.append(show.name(news["note"]))
     count, count_total = news.get("bytes"), news.get("bytes_total")
     if count is not None:
         words.append(show.size_of(count, count_total) if count_total else show.size(count))

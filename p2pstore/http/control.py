@@ -80,6 +80,7 @@ METHODS (arguments -> result)
     leave {to|null, yes}                   {"left": bool, "reasons": [sentence] when not, "home",
                                            "exported"|null, "files", "bytes"}; after "left" the
                                            node ends by itself
+    leave_cancel {}                        {"was_leaving": bool}: the node stays after all
 
 STATUS
     {"node": {"id", "name", "listen", "ui", "group", "version",        fields kept for ever
@@ -152,6 +153,7 @@ METHODS = frozenset(
         "words_state",
         "words_confirm",
         "leave",
+        "leave_cancel",
     }
 )
 

@@ -67,7 +67,6 @@ from p2pstore.wire import Holding, Move, Unknown
 log = logging.getLogger(__name__)
 
 KEY: Final = "leaving"
-PERIOD_S: Final = 60.0
 SOON_S: Final = 2.0  # between two turns while something moves
 PAGE: Final = 256  # bundles whose facts are in memory at a time
 BROUGHT: Final = 8  # bundles that are here only to be passed on: 128 MiB at most
@@ -148,11 +147,13 @@ class Mover:
             await self._catalog.awrite(partial(_stay, holder))
             self._leaving -= {holder}
             self._stuck.pop(holder, None)
+            self._around.copy_soon()  # its copies are asked for proofs there
             log.info("%s keeps its copies after all.", self._around.name_of(holder))
         elif message.why == "leaving":
             if holder not in self._leaving:
                 await self._catalog.awrite(partial(_leave, holder))
                 self._leaving |= {holder}
+                self._around.copy_soon()
                 log.info("%s is leaving; its copies go elsewhere.", self._around.name_of(holder))
             await self._refuse_without_others(holder)
         else:
@@ -161,7 +162,7 @@ class Mover:
             await self._catalog.awrite(
                 lambda db: copies.begin_move(db, holder, list(message.bundles))
             )
-        self._around.copy_soon()
+            self._around.copy_soon()
         self._wake()
         if holder in self._stuck:
             raise NoRoom(self._stuck[holder])

@@ -24,7 +24,6 @@ from p2pstore.wire import MAX_WANTED
 
 log = logging.getLogger(__name__)
 
-PERIOD_S: Final = 60.0
 SOON_S: Final = 5.0  # while something is on its way
 
 

@@ -129,6 +129,10 @@ class Replicator:
         pause = min(max(last * 2, BACK_OFF_S[0]), BACK_OFF_S[1])
         self._resting[holder] = (self._clock.monotonic() + pause, pause)
 
+    def look_anew(self) -> None:
+        """Something that was there before wants more copies now."""
+        self._looked.clear()
+
     def retry(self, holder: NodeId) -> None:
         """It came back: what it could not take before it may be able to take now."""
         self._looked.pop(holder, None)

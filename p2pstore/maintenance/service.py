@@ -132,6 +132,11 @@ class Maintenance:
         self.replicator.retry(node_id)
         self._replicating.wake()
 
+    def copy_soon(self) -> None:
+        """Something that was there before wants more copies now."""
+        self.replicator.look_anew()
+        self._replicating.wake()
+
     # -- life -------------------------------------------------------------------------------------
 
     async def run(self) -> None:

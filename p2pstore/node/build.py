@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import sqlite3
@@ -26,18 +27,25 @@ from p2pstore.ids import BundleId, NodeId, PublicKey, node_id_of, short
 from p2pstore.ingest import Ingest
 from p2pstore.leases import LeaseKeeper
 from p2pstore.maintenance import (
+    Around,
     Auditor,
     Evictor,
+    HandingOver,
     IndexWriter,
     Ledger,
     Maintenance,
+    Mover,
+    Refetcher,
+    Relief,
     Replicator,
+    Swarm,
     ensure_catalog,
     rebuild_state,
     recover,
 )
 from p2pstore.members import Group
 from p2pstore.node.network import Network
+from p2pstore.policy import Candidate
 from p2pstore.restore import Restore, Wanted
 from p2pstore.store import DiskBundles, HeldStore, blocks
 from p2pstore.syscalls import is_volatile
@@ -49,6 +57,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while it runs
+MOVE_S = RELIEF_S = 60.0  # between two looks when nothing happens
 NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -106,6 +115,8 @@ class Node:
             room=self.room.measures,
             changed=self._group_changed,
             linked=self._linked,
+            moved=lambda holder, message: self.mover.asked(holder, message),
+            refusal=lambda: self.handing.refusal(),
         )
         self.source = self.network.source
         self.pusher = self.network.pusher
@@ -122,6 +133,22 @@ class Node:
         )
         self.vfs = Vfs(catalog=self.catalog, restore=self.restore)
         self.maintenance = self._make_maintenance()
+        self.mover = self._make_mover()
+        self.handing = HandingOver(
+            home.path / "leaving",
+            self.held,
+            self.network.connections.links,
+            me=self.group.node_id,
+            pool=self.net_pool,
+        )
+        self.relief = Relief(
+            self.held,
+            self.handing,
+            free=lambda: self.room.free(home.path),
+            me=self.group.node_id,
+            pool=self.net_pool,
+        )
+        self._add_loops()
         self.folders = self._make_folders()
         self.opening = Opening(
             watcher=self.opens,
@@ -132,7 +159,7 @@ class Node:
         )
 
     def _make_maintenance(self) -> Maintenance:
-        swarm = self.network.for_maintenance()
+        swarm = self._without_leavers(self.network.for_maintenance())
         ledger = Ledger(self.catalog)
         replicator = Replicator(
             catalog=self.catalog,
@@ -181,6 +208,62 @@ class Node:
         if not maintenance.rebuilding:
             self.completed.set()
         return maintenance
+
+    def _without_leavers(self, swarm: Swarm) -> Swarm:
+        """Who leaves is given nothing, and does not count."""
+
+        def candidates() -> list[Candidate]:
+            leaving = self.mover.leaving
+            return [c._replace(leaving=c.holder.node in leaving) for c in swarm.candidates()]
+
+        return dataclasses.replace(
+            swarm,
+            links=lambda: [a for a in swarm.links() if a.node_id not in self.mover.leaving],
+            candidates=candidates,
+        )
+
+    def _make_mover(self) -> Mover:
+        maintenance, replicator = self.maintenance, self.maintenance.replicator
+        evictor = maintenance.evictor
+        assert evictor is not None
+        return Mover(
+            catalog=self.catalog,
+            store=self.store,
+            ledger=Ledger(self.catalog),
+            pusher=self.pusher,
+            refetcher=Refetcher(
+                catalog=self.catalog,
+                store=self.store,
+                pusher=self.pusher,
+                source=self.source,
+                promises=self.network.promises,
+                opened_by=self._is_ours,
+                admit_map=self.network.gate.admit_map,
+                free=lambda: self.room.free(self.data),
+                pool=self.net_pool,
+            ),
+            around=Around(
+                world=maintenance.world,
+                links=self.network.devices,
+                trouble=lambda: replicator.trouble,
+                is_sending=lambda: any(replicator.sending.values()),
+                copy_soon=maintenance.copy_soon,
+                evict=lambda rows: evictor.evict(rows, lambda _: None),
+                name_of=lambda node: self.group.name_of(node) or short(node),
+            ),
+            me=self.group.public,
+            clock=self.clock,
+            pool=self.net_pool,
+        )
+
+    def _is_ours(self, key: PublicKey) -> bool:
+        return key == self.group.public or self.group.state.certificate_of(key) is not None
+
+    def _add_loops(self) -> None:
+        loops = self.maintenance.loops
+        self.mover.woken_by(loops.add("move", self.mover.turn, period_s=MOVE_S).wake)
+        self.handing.woken_by(loops.add("hand over", self.handing.turn).wake)
+        loops.add("relief", self.relief.turn, period_s=RELIEF_S)
 
     async def _blocks_of(self, raw: bytes) -> list[Wanted]:
         """Every block that a manifest's content needs."""
@@ -284,6 +367,8 @@ class Node:
 
     def _linked(self, node_id: NodeId) -> None:
         self.maintenance.linked(node_id)
+        self.relief.linked(node_id)
+        self.handing.linked(node_id)
 
     # -- what frontends ask -----------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from p2pstore.members import confirm
 from p2pstore.node import inviting
 from p2pstore.node.build import Node
 from p2pstore.node.checks import check, doctor
-from p2pstore.node.leaving import leave
+from p2pstore.node.leaving import Leaving
 from p2pstore.node.metrics import metrics
 from p2pstore.node.status import folder_lines, peer_lines, status
 from p2pstore.policy import Treatment
@@ -59,6 +59,7 @@ class NodeControl:
         self._life = life
         self._home = home
         self._config = config
+        self._leaving = Leaving()
 
     @property
     def _node(self) -> Node:
@@ -314,10 +315,13 @@ class NodeControl:
         }
 
     async def do_leave(self, args: Args, progress: Progress) -> Any:
-        result = await leave(self._node, args.get("to"), progress)
+        result = await self._leaving.leave(self._node, args.get("to"), progress)
         if result["left"]:
             self._life.stop()
         return result
+
+    async def do_leave_cancel(self, _: Args, __: Progress) -> Any:
+        return {"was_leaving": await self._leaving.cancel(self._node)}
 
 
 def _settings(args: Args) -> dict[str, object]:

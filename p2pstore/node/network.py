@@ -12,7 +12,7 @@ import ipaddress
 import itertools
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -55,7 +55,7 @@ from p2pstore.swarm import (
 )
 from p2pstore.syscalls import socket_owner
 from p2pstore.threads import in_thread
-from p2pstore.wire import Hello, PeerRecord, TunnelTo, sign_record
+from p2pstore.wire import Hello, Move, PeerRecord, TunnelTo, sign_record
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,11 @@ class Network:
         room: Callable[[], tuple[int, int, int]],
         changed: Callable[[], None],
         linked: Callable[[NodeId], None],
+        moved: Callable[[NodeId, Move], Awaitable[None]],
+        refusal: Callable[[], str | None],
     ) -> None:
-        """`room` tells (total, free, keep-free) of the store's disk; `changed`: the group did."""
+        """`room` tells (total, free, keep-free) of the store's disk; `changed`: the group did;
+        `moved`: a holder wants to be rid of something; `refusal`: why we take nothing now."""
         self._home = home
         self._config = config
         self._group = group
@@ -92,6 +95,7 @@ class Network:
         self._pool = pool
         self._room = room
         self._linked = linked
+        self._refusal = refusal
         self.listening: Address = (config.listen.host, config.listen.port)
         self._listens = False
         self.exchange = Exchange(home, group, clock=clock, pool=pool, changed=changed)
@@ -158,6 +162,7 @@ class Network:
             admission=self._admit,
             peers=self._records,
             kept=self._kept,
+            moved=moved,
             also={TunnelTo: self.relay.serve},
         ).serve
         self.pusher = Pusher(
@@ -376,6 +381,8 @@ class Network:
         self._linked(request.link.node_id)
 
     def _admit(self, group_id: GroupId, role: str, size: int) -> str | None:
+        if (refusal := self._refusal()) is not None:
+            return refusal
         total, free, keep_free = self._room()
         used = self._held.used_bytes(group_id)
         if role == "friend":
@@ -437,9 +444,7 @@ class Network:
             known = copies.of_bundles(db, [row.id for row in rows.values()])
             return {
                 bundle_id: [
-                    copy.holder
-                    for copy in known.get(row.id, ())
-                    if copy.state in (copies.CopyState.PROVED, copies.CopyState.SUSPECT)
+                    copy.holder for copy in known.get(row.id, ()) if copy.state in copies.HAVING
                 ]
                 for bundle_id, row in rows.items()
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 from nacl.signing import SigningKey
 
 from p2pstore.content import signed_list
-from p2pstore.errors import Busy, PeerUnreachable, UsageError
+from p2pstore.errors import Busy, PeerUnreachable, Unavailable, UsageError
 from p2pstore.ids import BundleId, NodeId, PublicKey, Tag
 from p2pstore.keys import Role
+from p2pstore.maintenance import Kept
 from p2pstore.node.build import Node
-from p2pstore.node.leaving import leave
+from p2pstore.node.leaving import Leaving, handover, leave
 from p2pstore.store import DiskBundles, State, copies, files
 from p2pstore.wire import Holding, Unknown
 from tests.node.conftest import CONTENTS, Place
@@ -122,7 +124,10 @@ async def test_too_little_room_is_said_before_anything_moves(
         assert len(node.folders.all()) == 1
 
 
-async def test_it_stays_while_others_have_a_copy_here(place: Place) -> None:
+async def test_it_stays_while_others_have_a_copy_here(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "PATIENCE_S", 0.0)
     async with place.running() as node:
         hold(node, place.base)
         done = await leave(node, None, silent)
@@ -135,10 +140,100 @@ async def test_it_names_whose_files_would_lose_a_copy(
 ) -> None:
     async with place.running() as node:
         admit(node, "nas")
+        node.home.confirm_words()
         other = node.group.others()[0]
-        monkeypatch.setattr(node.held, "bytes_by_opener", lambda: {other: 5})
+        monkeypatch.setattr(handover, "PATIENCE_S", 0.0)
+        monkeypatch.setattr(node.handing, "kept", lambda: {other: Kept(1, 5)})
         done = await leave(node, None, silent)
         assert "the files of nas" in done["reasons"][0]
+
+
+async def test_what_could_not_be_moved_lets_the_node_stay_a_holder(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "PATIENCE_S", 0.0)
+    async with place.running() as node:
+        hold(node, place.base)
+        assert not (await leave(node, None, silent))["left"]
+        assert not node.handing.is_leaving
+        assert node.handing.refusal() is None
+
+
+async def test_it_goes_on_as_soon_as_nothing_of_others_is_here(place: Place) -> None:
+    async with place.running() as node:
+        hold(node, place.base)
+        said: list[dict[str, Any]] = []
+
+        def moved(news: dict[str, Any]) -> None:
+            said.append(news)
+            if news["stage"] == "move":
+                for one in node.held.oldest():
+                    node.held.release(one.bundle_id)
+
+        assert (await leave(node, None, moved))["left"]
+        assert said[0]["note"].startswith("0 of 1 bundles")
+
+
+async def test_who_types_it_again_goes_along_and_who_cancels_ends_both(place: Place) -> None:
+    async with place.running() as node:
+        hold(node, place.base)
+        leaving = Leaving()
+        both = asyncio.Event()
+        seen: list[str] = []
+
+        def first(_: dict[str, Any]) -> None:
+            seen.append("first")
+
+        def second(_: dict[str, Any]) -> None:
+            seen.append("second")
+            both.set()
+
+        async with asyncio.timeout(20):
+            one = asyncio.ensure_future(leaving.leave(node, None, first))
+            other = asyncio.ensure_future(leaving.leave(node, None, second))
+            await both.wait()
+            with pytest.raises(Busy):
+                await leaving.leave(node, os.fspath(place.base / "out"), silent)
+            assert node.handing.is_leaving
+            assert await leaving.cancel(node)
+            for call in (one, other):
+                with pytest.raises(Unavailable, match="this node stays"):
+                    await call
+        assert seen.count("first") >= 1
+        assert not node.handing.is_leaving
+        assert not await leaving.cancel(node)
+
+
+async def test_a_client_that_goes_away_changes_nothing(place: Place) -> None:
+    async with place.running() as node:
+        hold(node, place.base)
+        leaving = Leaving()
+        began = asyncio.Event()
+        lead = asyncio.ensure_future(leaving.leave(node, None, lambda _: began.set()))
+        async with asyncio.timeout(20):
+            await began.wait()
+            other = asyncio.ensure_future(leaving.leave(node, None, silent))
+            await asyncio.sleep(0)
+            other.cancel()
+            await asyncio.wait([other])
+            assert node.handing.is_leaving
+            for one in node.held.oldest():
+                node.held.release(one.bundle_id)
+            assert (await lead)["left"]
+
+
+async def test_the_end_of_the_node_does_not_withdraw_it(place: Place) -> None:
+    async with place.running() as node:
+        hold(node, place.base)
+        began = asyncio.Event()
+        lead = asyncio.ensure_future(Leaving().leave(node, None, lambda _: began.set()))
+        async with asyncio.timeout(20):
+            await began.wait()
+            lead.cancel()
+            await asyncio.wait([lead])
+        assert (place.home.path / "leaving").exists()
+    async with place.running() as node:
+        assert node.handing.is_leaving
 
 
 async def test_unconfirmed_words_on_this_disk_keep_it(place: Place) -> None:
