@@ -380,6 +380,25 @@ def read_signals(fd: int, limit: int = 64) -> list[SignalRecord]:
     return records
 
 
+# --- opens of files --------------------------------------------------------------------------
+
+
+def inotify() -> int:
+    """A non-blocking descriptor on which events of watched directories are read."""
+    return _call(_bound("inotify_init1", ctypes.c_int), os.O_NONBLOCK | O_CLOEXEC)
+
+
+def inotify_watch(fd: int, path: bytes, mask: int) -> int:
+    """The number of the watch; that of before when the directory is watched already."""
+    function = _bound("inotify_add_watch", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+    return _call(function, fd, path, mask, name=path)
+
+
+def inotify_unwatch(fd: int, watch: int) -> None:
+    """EINVAL when the kernel took it away already."""
+    _call(_bound("inotify_rm_watch", ctypes.c_int, ctypes.c_int), fd, watch)
+
+
 # --- file systems --------------------------------------------------------------------------
 
 

@@ -40,7 +40,6 @@ IMPURE_MODULES = frozenset(
     {
         "aiofiles",
         "aiohttp",
-        "asyncinotify",
         "asyncio",
         "concurrent",
         "ctypes",

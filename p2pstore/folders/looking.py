@@ -143,13 +143,11 @@ class Looking:
         if self._books.obstacle is None:
             retried |= {UNWRITABLE}
 
+        # Without a reason: a crash came between protecting and replacing.
+        reasons = () if judge_anew else ("", *sorted(retried))
+
         def protected(db: sqlite3.Connection) -> list[FileRow]:
-            return [
-                row
-                for row in files.walk(db, self._row, states=states)
-                # Without a reason: a crash came between protecting and replacing.
-                if judge_anew or not row.reason or row.reason in retried
-            ]
+            return list(files.walk(db, self._row, states=states, reasons=reasons))
 
         now, wall = parts.now(), parts.clock.wall()
         for row in await parts.in_thread(parts.catalog.view, protected):

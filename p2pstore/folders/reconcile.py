@@ -22,6 +22,8 @@ from p2pstore.policy import marks_repository
 from p2pstore.store import Catalog, State, files
 from p2pstore.watch import Seen, Unread, scan
 
+_MARKS = b".~"  # how names of swap and lock files begin
+
 
 class Gone(NamedTuple):
     """A path of the catalog under which nothing lies any more."""
@@ -42,7 +44,6 @@ class Findings:
     repositories: set[bytes] = field(default_factory=set)  # directories with a repository's mark
     siblings: dict[bytes, set[bytes]] = field(default_factory=dict)  # lock files by directory
     unread: list[Unread] = field(default_factory=list)
-    entries: int = 0
     modified: list[bytes] = field(default_factory=list)  # known files that are not as they were
     appeared: int = 0
 
@@ -55,19 +56,15 @@ def disk_name(path: bytes, state: str) -> bytes:
 def look_at_all(root: Root, catalog: Catalog, folder: int, *, below: bytes = b"") -> Findings:
     """A scan of the folder, or of the directory `below`; what is missing is told for it alone."""
     known = {
-        disk_name(row.path, row.state): row
-        for row in map(
-            files.Identity._make,
-            catalog.view(lambda db: list(files.identities(db, folder, below))),
-        )
+        (row[0] + SUFFIX if row[5] == State.PLACEHOLDER else row[0]): row
+        for row in catalog.view(lambda db: list(files.identities(db, folder, below)))
     }
     findings = Findings()
     for seen in scan(root.fd, below=below):
         if isinstance(seen, Unread):
             findings.unread.append(seen)
-            continue
-        findings.entries += 1
-        _sort(seen, known, findings)
+        else:
+            _sort(seen, known, findings)
     _conclude(known, findings)
     return findings
 
@@ -92,15 +89,20 @@ def look_at(root: Root, catalog: Catalog, folder: int, paths: Iterable[bytes]) -
     logical = {path for path, _ in plain} | {path.removesuffix(SUFFIX) for path, _ in plain}
     rows = catalog.view(lambda db: files.get_many(db, folder, sorted(logical)))
     known = {
-        disk_name(row.path, row.state): files.Identity(
-            row.path, row.ino, row.size, row.mtime_ns, row.ctime_ns, row.state, row.id
+        disk_name(row.path, row.state): (
+            row.path,
+            row.ino,
+            row.size,
+            row.mtime_ns,
+            row.ctime_ns,
+            row.state,
+            row.id,
         )
         for row in rows.values()
         if row.state != State.DELETED
     }
     for path, seen in plain:
         if seen is not None:
-            findings.entries += 1
             _sort(seen, known, findings)
         elif path not in known and catalog.view(partial(_any_below, folder, path)):
             # A directory that was here: what was below it is gone, or moved.
@@ -138,31 +140,26 @@ def is_in_repository(path: bytes, repositories: Collection[bytes]) -> bool:
     return False
 
 
-def _sort(seen: Seen, known: dict[bytes, files.Identity], findings: Findings) -> None:
-    mode = seen.mode
-    parent, _, name = seen.path.rpartition(b"/")
+def _sort(seen: Seen, known: dict[bytes, files.IdentityRow], findings: Findings) -> None:
+    path, ino, _, mode, _, _, size, mtime_ns, ctime_ns = seen
     if stat_module.S_ISDIR(mode):
-        findings.directories.append(seen.path)
+        findings.directories.append(path)
+        parent, _, name = path.rpartition(b"/")
         if marks_repository(name):
             findings.repositories.add(parent)
         return
-    if name[:1] in (b".", b"~"):
+    if path[path.rfind(b"/") + 1] in _MARKS:
+        parent, _, name = path.rpartition(b"/")
         findings.siblings.setdefault(parent, set()).add(name)
-    row = known.pop(seen.path, None)
-    same = row is not None and (row.ino, row.size, row.mtime_ns, row.ctime_ns) == (
-        seen.ino,
-        seen.size,
-        seen.mtime_ns,
-        seen.ctime_ns,
-    )
-    if same:
-        return
+    row = known.pop(path, None)
     if row is None:
         findings.appeared += 1
+    elif row[1:5] == (ino, size, mtime_ns, ctime_ns):
+        return
     else:
-        findings.modified.append(row.path)
+        findings.modified.append(row[0])
     if stat_module.S_ISREG(mode):
-        if seen.path.endswith(SUFFIX) and seen.size <= MAX_READ:
+        if path.endswith(SUFFIX) and size <= MAX_READ:
             findings.placeholders.append(seen)
         else:
             findings.changed.append(seen)
@@ -172,16 +169,16 @@ def _sort(seen: Seen, known: dict[bytes, files.Identity], findings: Findings) ->
         findings.others.append(seen)
 
 
-def _conclude(known: dict[bytes, files.Identity], findings: Findings) -> None:
+def _conclude(known: dict[bytes, files.IdentityRow], findings: Findings) -> None:
     """What is left of the known was not seen: gone, unless it lies where nothing could be read."""
     unread = [entry.path for entry in findings.unread]
     present = {seen.path for seen in findings.changed}
-    for name, row in known.items():
-        if any(not path or name == path or name.startswith(path + b"/") for path in unread):
+    for name, (path, _, _, _, _, state, number) in known.items():
+        if any(not at or name == at or name.startswith(at + b"/") for at in unread):
             continue
-        if row.state == State.PLACEHOLDER and row.path in present:
+        if state == State.PLACEHOLDER and path in present:
             continue  # its placeholder gave way to a new file of that name
-        findings.gone.append(Gone(row.path, row.id, row.state))
+        findings.gone.append(Gone(path, number, state))
 
 
 def _stat(directories: Directories, path: bytes) -> Seen | None:
@@ -222,6 +219,5 @@ def _merge(into: Findings, other: Findings) -> None:
     for directory, names in other.siblings.items():
         into.siblings.setdefault(directory, set()).update(names)
     into.unread += other.unread
-    into.entries += other.entries
     into.modified += other.modified
     into.appeared += other.appeared

@@ -45,6 +45,7 @@ from p2pstore.maintenance import (
 )
 from p2pstore.members import Group
 from p2pstore.node.network import Network
+from p2pstore.placement import SUFFIX
 from p2pstore.policy import Candidate
 from p2pstore.restore import Restore, Wanted
 from p2pstore.store import DiskBundles, HeldStore, blocks
@@ -100,7 +101,7 @@ class Node:
         recover(self.catalog, self.store)
         self.volatile = None if config.allow_volatile_store else is_volatile(self.data)
         self.keeper = LeaseKeeper()
-        self.opens = OpenWatcher(self.clock)
+        self.opens = OpenWatcher(self.clock, suffix=SUFFIX)
         self.room = DiskRoom(self.data, config)
         self.network = Network(
             home=home,

@@ -204,24 +204,35 @@ def page(
     after: bytes = b"",
     limit: int = PAGE,
     states: Sequence[str] = (),
+    reasons: Sequence[str] = (),
 ) -> list[FileRow]:
-    """Rows beneath a directory in order of path, those behind `after`; deletions only if asked."""
+    """Rows beneath a directory in order of path, those behind `after`; deletions only if asked.
+
+    `reasons`: only those with one of these.
+    """
     low, high = below(prefix)
     wanted = tuple(states) or tuple(state for state in State if state is not State.DELETED)
     query = (
         f"SELECT {_COLUMNS} FROM files WHERE folder=? AND path>=? AND path<? AND path>?"
-        f" AND state IN ({','.join('?' * len(wanted))}) ORDER BY path LIMIT ?"
+        f" AND state IN ({','.join('?' * len(wanted))})"
+        + (f" AND reason IN ({','.join('?' * len(reasons))})" if reasons else "")
+        + " ORDER BY path LIMIT ?"
     )
-    found = db.execute(query, (folder, low, high, after, *wanted, limit))
+    found = db.execute(query, (folder, low, high, after, *wanted, *reasons, limit))
     return [FileRow(*row) for row in found]
 
 
 def walk(
-    db: sqlite3.Connection, folder: int, prefix: bytes = b"", *, states: Sequence[str] = ()
+    db: sqlite3.Connection,
+    folder: int,
+    prefix: bytes = b"",
+    *,
+    states: Sequence[str] = (),
+    reasons: Sequence[str] = (),
 ) -> Iterator[FileRow]:
     """All rows beneath a directory, fetched in pages; the caller may change rows meanwhile."""
     after = b""
-    while rows := page(db, folder, prefix, after=after, limit=PAGE, states=states):
+    while rows := page(db, folder, prefix, after=after, limit=PAGE, states=states, reasons=reasons):
         yield from rows
         after = rows[-1].path
 

@@ -1,6 +1,6 @@
 """What happens in watched folders: a scan tells what is there, watchers give hints. The door.
 
-`watchfiles` and `asyncinotify` are loaded with it or later; nothing that must start quickly enters.
+`watchfiles` is loaded with it; nothing that must start quickly enters.
 """
 
 from p2pstore.watch.changes import (

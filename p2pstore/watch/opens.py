@@ -1,9 +1,10 @@
 """That somebody opened a file: how a placeholder asks for its original.
 
-Hides inotify's IN_OPEN over the `asyncinotify` package. Watches stand on directories only and are
-placed by the caller, from its scan; the kernel does not say who opened, and waits for nobody. Our
-own opens are left out: `mark_own` before opening. Whether an open means "hydrate" (a person) or
-nothing (a backup, an indexer) is decided elsewhere.
+Hides inotify's IN_OPEN. Its events are taken apart here: a batch of our own opens thousands of
+files, and a package that makes objects of each takes 40 us for it. Watches stand on directories
+only and are placed by the caller, from its scan; the kernel does not say who opened, and waits for
+nobody. Our own opens are left out: `mark_own` before opening. Whether an open means "hydrate" (a
+person) or nothing (a backup, an indexer) is decided elsewhere.
 
 A directory that is removed or moved away takes its watch along; after a move the next scan places
 it under its new name, and until then opens in a moved tree may be told under old paths: a path
@@ -22,17 +23,14 @@ import sys
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from p2pstore import syscalls
 from p2pstore.clock import Clock, SystemClock
 from p2pstore.errors import Unavailable
 
-if TYPE_CHECKING:
-    from asyncinotify import Inotify, Watch
-
 OWN_S = 1.0  # an open this soon after ours counts as ours
 MOST_WAITING = 10_000  # opens not yet read; more than that is no person
-# Plain numbers: arithmetic with the package's IntFlag costs more than all the rest of an event.
 _EVENT = struct.Struct("@iIII")  # watch, mask, cookie, length of the name with its zeros
 _OPEN = 0x20
 _MOVE_SELF = 0x800
@@ -56,14 +54,16 @@ class OpenWatcher:
     """`async with OpenWatcher() as watcher: async for opened in watcher: ...`
 
     One reader at a time; it ends when the watcher is closed. A reader that is cancelled loses
-    nothing. `dropped` counts opens that were lost because nobody read them in time.
+    nothing. Told are opens of names that end in `suffix`; `dropped` counts those that were lost
+    because nobody read them in time.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, *, suffix: bytes = b"") -> None:
         self.dropped = 0
         self._clock = clock or SystemClock()
-        self._inotify: Inotify | None = None
-        self._places: dict[int, tuple[Path, bytes, Watch]] = {}  # by watch descriptor
+        self._suffix = suffix
+        self._fd = -1
+        self._places: dict[int, tuple[Path, bytes]] = {}  # by watch descriptor
         self._watched: dict[tuple[Path, bytes], int] = {}
         self._waiting: deque[Opened] = deque()
         self._news = asyncio.Event()
@@ -74,25 +74,21 @@ class OpenWatcher:
     async def start(self) -> None:
         if sys.platform != "linux":
             raise Unavailable("Opens can be seen on Linux only.")
-        # Here and not above: it looks for the C library with other programs when it is imported.
-        from asyncinotify import Inotify
-
         try:
-            self._inotify = Inotify(cache_size=64, sync_timeout=0)
+            self._fd = syscalls.inotify()
         except OSError as exc:
             raise Unavailable(
                 "No more watches can be made; raise fs.inotify.max_user_instances."
             ) from exc
-        os.set_blocking(self._inotify.fd, False)  # `catch_up` asks for more than there may be
-        asyncio.get_running_loop().add_reader(self._inotify.fd, self._drain)
+        asyncio.get_running_loop().add_reader(self._fd, self._drain)
 
     async def close(self) -> None:
         self._closed = True
         self._news.set()
-        if self._inotify is not None:
-            asyncio.get_running_loop().remove_reader(self._inotify.fd)
-            self._inotify.close()
-            self._inotify = None
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
         self._places.clear()
         self._watched.clear()
 
@@ -131,12 +127,10 @@ class OpenWatcher:
         Again for a known one is cheap and mends its name after a move. Unavailable at the limit
         of watches.
         """
-        from asyncinotify import Mask
-
-        if self._inotify is None:
+        if self._fd < 0:
             raise Unavailable("The watcher of opens is not running.")
         try:
-            watch = self._inotify.add_watch(_whole(root, directory), Mask(_WATCHED))
+            watch = syscalls.inotify_watch(self._fd, _whole(root, directory), _WATCHED)
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
                 return False
@@ -146,21 +140,21 @@ class OpenWatcher:
                     "fs.inotify.max_user_watches."
                 ) from exc
             raise
-        before = self._places.get(watch.wd)
+        before = self._places.get(watch)
         if before is not None:
-            self._watched.pop(before[:2], None)
+            self._watched.pop(before, None)
         place = (root, directory)
         other = self._watched.get(place)
-        if other is not None and other != watch.wd:
+        if other is not None and other != watch:
             self._forget(other)  # the name belongs to a new directory now
-        self._places[watch.wd] = (root, directory, watch)
-        self._watched[place] = watch.wd
+        self._places[watch] = place
+        self._watched[place] = watch
         return True
 
     def remove_directory(self, root: Path, directory: bytes) -> None:
         """No more of this directory and of all below it."""
         beneath = directory + b"/" if directory else b""
-        for wd, (its_root, path, _) in list(self._places.items()):
+        for wd, (its_root, path) in list(self._places.items()):
             if its_root == root and (path == directory or path.startswith(beneath)):
                 self._forget(wd)
 
@@ -168,12 +162,10 @@ class OpenWatcher:
         self.remove_directory(root, b"")
 
     def _forget(self, wd: int) -> None:
-        root, path, watch = self._places.pop(wd)
-        if self._watched.get((root, path)) == wd:
-            del self._watched[root, path]
-        if self._inotify is not None:
+        self._forget_silently(wd)
+        if self._fd >= 0:
             try:
-                self._inotify.rm_watch(watch)
+                syscalls.inotify_unwatch(self._fd, wd)
             except OSError as exc:
                 if exc.errno != errno.EINVAL:  # the kernel took it away already
                     raise
@@ -210,31 +202,28 @@ class OpenWatcher:
 
     def _drain(self) -> bool:
         """Whether there may be more."""
-        # Read and taken apart here: the package makes four objects of each event, 40 us, and a
-        # batch of our own opens thousands of files.
-        if self._inotify is None:
+        if self._fd < 0:
             return False
         try:
-            raw = os.read(self._inotify.fd, DRAIN_BYTES)
+            raw = os.read(self._fd, DRAIN_BYTES)
         except BlockingIOError:
             return False
-        at = 0
+        at, suffix = 0, self._suffix
         while at < len(raw):
             wd, mask, _, length = _EVENT.unpack_from(raw, at)
             at += _EVENT.size + length
-            self._handle(wd, mask, raw[at - length : at].rstrip(b"\0"))
+            name = raw[at - length : at].rstrip(b"\0")
+            if mask != _OPEN or name.endswith(suffix):
+                self._handle(wd, mask, name)
         return True
 
     def _handle(self, wd: int, mask: int, name: bytes) -> None:
         if mask & _Q_OVERFLOW:
             self.dropped += 1
         place = self._places.get(wd)
-        if mask & _IGNORED:
-            # What the package keeps of a watch it drops only when it reads the event itself.
-            getattr(self._inotify, "_watches", {}).pop(wd, None)
         if place is None:
             return
-        root, directory, _ = place
+        root, directory = place
         if mask & _IGNORED:
             self._forget_silently(wd)
         elif mask & _MOVE_SELF:
@@ -243,9 +232,9 @@ class OpenWatcher:
             self._tell(root, directory + b"/" + name if directory else name)
 
     def _forget_silently(self, wd: int) -> None:
-        root, path, _ = self._places.pop(wd)
-        if self._watched.get((root, path)) == wd:
-            del self._watched[root, path]
+        place = self._places.pop(wd)
+        if self._watched.get(place) == wd:
+            del self._watched[place]
 
     def _tell(self, root: Path, path: bytes) -> None:
         if self._is_own(root, path):

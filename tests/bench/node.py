@@ -55,9 +55,10 @@ async def _work(how: str, folder: Path, home: Path) -> None:
         (watched,) = node.folders.all()
         gc.collect()
         with Phase("rescan"):
-            looked = watched._looked  # only the folder itself knows when it has looked
+            looking = watched._looking  # only the folder itself knows when it has looked
+            looked = looking._ended
             watched.ask_rescan("bench")
-            while watched._looked == looked:
+            while looking._ended == looked:
                 await asyncio.sleep(0.002)
         if how == "replace":
             await asyncio.sleep(1.5)  # leases are held for a second

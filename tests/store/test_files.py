@@ -70,6 +70,13 @@ def test_rows_beneath_a_directory(db: sqlite3.Connection, folder: int) -> None:
     assert [one.path for one in files.page(db, folder, b"a", limit=2)] == sorted(inside)[:2]
 
 
+def test_rows_with_one_of_some_reasons(db: sqlite3.Connection, folder: int) -> None:
+    said = {b"a": "", b"b": "in work", b"c": "database", b"d": ""}
+    files.upsert_many(db, [row(folder, path, reason=why) for path, why in said.items()])
+    found = files.walk(db, folder, states=("protected",), reasons=("", "in work"))
+    assert [one.path for one in found] == [b"a", b"b", b"d"]
+
+
 def test_a_walk_survives_changes(
     db: sqlite3.Connection, folder: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import p2pstore.watch.opens as door
+from p2pstore import syscalls
 from p2pstore.clock import ManualClock
 from p2pstore.errors import Unavailable
 from p2pstore.watch.opens import OpenWatcher
@@ -71,6 +72,17 @@ async def test_looking_is_not_opening(watcher: OpenWatcher, tmp_path: Path) -> N
     os.rename(tmp_path / "a.f", tmp_path / "b.f")
     os.link(tmp_path / "b.f", tmp_path / "c.f")
     assert await told(watcher, tmp_path) == []
+
+
+async def test_only_names_with_the_suffix_are_told(clock: ManualClock, tmp_path: Path) -> None:
+    for name in ("a.f", "b", "b.f.txt"):
+        (tmp_path / name).touch()
+    async with OpenWatcher(clock, suffix=b".f") as watcher:
+        watcher.add_directory(tmp_path, b"")
+        for name in ("b", "b.f.txt", "a.f"):
+            touch(tmp_path / name)
+        async with asyncio.timeout(10):
+            assert (await anext(watcher)).path == b"a.f"
 
 
 async def test_only_watched_directories_tell(watcher: OpenWatcher, tmp_path: Path) -> None:
@@ -240,10 +252,10 @@ async def test_what_is_no_directory_is_not_watched(watcher: OpenWatcher, tmp_pat
 async def test_limit_of_watches_is_said(
     watcher: OpenWatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: bytes, mask: object) -> None:
+    def full(fd: int, path: bytes, mask: int) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(watcher._inotify), "add_watch", lambda self, *a: full(*a))
+    monkeypatch.setattr(syscalls, "inotify_watch", full)
     with pytest.raises(Unavailable, match="max_user_watches"):
         watcher.add_directory(tmp_path, b"")
 
