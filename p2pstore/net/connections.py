@@ -156,12 +156,12 @@ class Connections:
         direct: asyncio.Task[Link]
         direct = self._tasks.start(self._dial_directly(node_id), is_awaited=True)
         direct.add_done_callback(_seen)
-        relays = self._relays(node_id)
-        await asyncio.wait((direct,), timeout=TUNNEL_AFTER_S if relays else None)
-        if direct.done() and (direct.exception() is None or not relays):
-            return direct.result()
-        link = await self._dial_through(node_id, relays)
-        return link if link is not None else await direct
+        await asyncio.wait((direct,), timeout=TUNNEL_AFTER_S)
+        if not (direct.done() and direct.exception() is None):
+            link = await self._dial_through(node_id)
+            if link is not None:
+                return link
+        return await direct
 
     async def _dial_directly(self, node_id: NodeId) -> Link:
         """When it comes after a link through a peer, it takes over from that one."""
@@ -183,8 +183,8 @@ class Connections:
         links.sort(key=lambda link: link.role == "friend")
         return [link for link in links if link.node_id != node_id][:MAX_RELAYS]
 
-    async def _dial_through(self, node_id: NodeId, relays: Iterable[Link]) -> Link | None:
-        for relay in relays:
+    async def _dial_through(self, node_id: NodeId) -> Link | None:
+        for relay in self._relays(node_id):
             link_now = self.get(node_id)  # it may have dialled us, or answered, meanwhile
             if link_now is not None:
                 return link_now
@@ -287,8 +287,17 @@ class Connections:
             for other in self.links():
                 if other.via is old:
                     other.retire()  # it is made anew through the link that stays
-        elif link.node_id in self._wake:
+            return
+        if link.node_id in self._wake:
             self._wake[link.node_id].set()
+        if link.via is None and link.role != STRANGER:
+            self._retry_through(link)
+
+    def _retry_through(self, relay: Link) -> None:
+        """Peers that we wait for may be reached through the new one."""
+        for node_id in self._wanted:
+            if node_id != relay.node_id and self.get(node_id) is None:
+                self.retry(node_id)
 
     def _note_seen(self, link: Link) -> None:
         self._book.note_seen(link.node_id, int(self._clock.wall() * 1000))

@@ -362,6 +362,23 @@ async def test_a_wanted_peer_is_reached_again_when_the_tunnel_broke(
     a.turn.clear()
 
 
+async def test_a_wanted_peer_is_tried_again_when_a_peer_between_is_there(
+    nodes: Any, until: Until
+) -> None:
+    between = Between(nodes)
+    address = await between.node.listen("127.0.0.1", 0)
+    a, c = Home(nodes), Home(nodes)
+    await c.connections.connect(address)
+    a.connections.want(c.node.node_id)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert a.connections.get(c.node.node_id) is None
+    await a.connections.connect(address)
+    await until(lambda: a.connections.get(c.node.node_id) is not None)
+    for home in (a, c):
+        await home.connections.close()
+
+
 async def test_a_slow_address_does_not_hold_the_tunnel_up(
     street: Any, nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
