@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from p2pstore.cli import show
+from p2pstore.cli.client import Node
 from p2pstore.cli.params import PATH, SIZE
-from p2pstore.cli.shell import Shell, example, pass_shell, secret
+from p2pstore.cli.shell import INTERRUPTED, Shell, example, pass_shell, secret
 from p2pstore.cli.status import is_holder, peer_lines
 from p2pstore.errors import P2PStoreError, UsageError
 
@@ -43,17 +46,12 @@ def invite(shell: Shell, role: str, yes: bool) -> int:
     sys.stdout.flush()
     if yes:
         return 0
-    shell.say(
-        f"\nOn the other computer, within {show.span(invitation.get('expires_s', 600))}:  "
-        "p2pstore join LINK\nThe new device will read all your files. Waiting for it ..."
-    )
-    goes_on = "The invitation is taken back; for a new one: p2pstore invite"
-    try:
-        with shell.waiting(goes_on) as meter:
-            joiner = node.call("wait_invite", meter, invite=invitation.get("invite"))
-    except click.exceptions.Exit:
-        node.call("withdraw_invite", invite=invitation.get("invite"))
-        raise
+    with _taken_back(shell, node, invitation.get("invite")), shell.meter() as meter:
+        shell.say(
+            f"\nOn the other computer, within {show.span(invitation.get('expires_s', 600))}:  "
+            "p2pstore join LINK\nThe new device will read all your files. Waiting for it ..."
+        )
+        joiner = node.call("wait_invite", meter, invite=invitation.get("invite"))
     name = show.name(joiner.get("name", ""))
     shell.say(f"{name} knocks. Its screen must show:  {show.name(joiner.get('fingerprint', ''))}")
     try:
@@ -68,6 +66,17 @@ def invite(shell: Shell, role: str, yes: bool) -> int:
         return 1
     shell.result(f"{show.name(done.get('name', name))} is in.")
     return 0
+
+
+@contextlib.contextmanager
+def _taken_back(shell: Shell, node: Node, invite: str) -> Iterator[None]:
+    """Ctrl-C takes the link back: nobody would be there to confirm who uses it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        node.call("withdraw_invite", invite=invite)
+        shell.fail("\nThe invitation is taken back; for a new one: p2pstore invite")
+        raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 def _show_qr(link: str) -> None:

@@ -59,7 +59,10 @@ class ControlApi:
         except UsageError as exc:
             return _refused(exc)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
+        try:
+            await response.prepare(request)
+        except ConnectionError:
+            return response  # the caller is gone before anything was begun for it
         latest = _Latest()
         call = asyncio.create_task(self._dispatch(method, args, latest))
         self._calls.add(call)

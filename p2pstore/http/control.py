@@ -65,6 +65,7 @@ METHODS (arguments -> result)
                                            secret is let in without a question
     wait_invite {invite}                   {"name", "fingerprint": of the joiner} once it knocks
     confirm_invite {invite, accept}        {"id", "name", "role"}; refused: {"refused": true}
+    withdraw_invite {invite}               {}; so does a caller of wait_invite that goes away
     join {link, offer: bytes|null, name}   progress {"text": "fingerprint ..."} while the inviter
                                            confirms, then {"id", "name", "group", "role"}. Also in
                                            an empty HOME, through `node.offline`
@@ -106,7 +107,8 @@ STATUS
             "left": {"files", "bytes", "reasons"}, "skips": reasons}
             safe: at least min_copies others; one: fewer, but some; here: this device only.
     PEER   {"id", "name", "address", "role",                           fields kept for ever
-            "connected": bool, "since": time|null, "last_seen": time|null,
+            "connected": bool, "through": name of the peer between|null,
+            "since": time|null, "last_seen": time|null,
             "holds_bytes": for us, "held_bytes": by us for it, "offer_bytes": lent to it,
             "proved": time of the last whole proof|null, "holder": bool, may hold copies for us}
     Fields may be absent: a reader takes 0, false or null then.
@@ -144,6 +146,7 @@ METHODS = frozenset(
         "invite",
         "wait_invite",
         "confirm_invite",
+        "withdraw_invite",
         "join",
         "peers",
         "connect",

@@ -94,10 +94,13 @@ class _Open:
     decision: asyncio.Future[object] = field(default_factory=_future)
     outcome: asyncio.Future[object] = field(default_factory=_future)
     used: bool = False
+    withdrawn: bool = False
 
     def why_closed(self, now: float) -> str:
         if self.used:
             return "it was used already"
+        if self.withdrawn:
+            return "it was taken back"
         return "it has expired" if now >= self.invitation.expires else "too many wrong secrets came"
 
 
@@ -181,10 +184,13 @@ class Invitations:
         return admitted
 
     def withdraw(self, invite: str) -> None:
-        """Take a link back."""
+        """Take a link back; who waits for the answer to it is refused."""
         entry = self._find(invite)
         entry.invitation.burn()
         entry.secret = None
+        entry.withdrawn = True
+        if not entry.decision.done():
+            entry.decision.set_result(False)
 
     def _find(self, invite: str) -> _Open:
         entry = self._open.get(invite)
@@ -315,9 +321,9 @@ class Invitations:
                 async with asyncio.timeout(LIFETIME_S):
                     accepted = await asyncio.shield(entry.decision)
             except TimeoutError as exc:
-                raise NotAllowed("Nobody confirmed the words on the other node in time.") from exc
+                raise NotAllowed("nobody confirmed the words there in time.") from exc
             if not accepted:
-                raise NotAllowed("The other node's owner refused: the words were not the same.")
+                raise NotAllowed("its owner said that the words are not the same.")
         role = Role(entry.invitation.membership)
         chain = await in_thread(
             self._pool,

@@ -287,6 +287,9 @@ class NodeControl:
     async def do_wait_invite(self, args: Args, _: Progress) -> Any:
         return await inviting.wait_invite(self._node, args["invite"])
 
+    async def do_withdraw_invite(self, args: Args, _: Progress) -> Any:
+        return inviting.withdraw_invite(self._node, args["invite"])
+
     async def do_confirm_invite(self, args: Args, _: Progress) -> Any:
         accept = bool(args.get("accept"))
         return await inviting.confirm_invite(self._node, args["invite"], accept=accept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +31,13 @@ def invite(node: Node, role: str, *, confirm: bool) -> Json:
 
 
 async def wait_invite(node: Node, number: str) -> Json:
-    knock = await node.network.invitations.knock(number)
+    invitations = node.network.invitations
+    try:
+        knock = await invitations.knock(number)
+    except asyncio.CancelledError:
+        # Nobody is there any more to confirm: whoever came now would wait in vain.
+        invitations.withdraw(number)
+        raise
     return {"name": knock.name, "fingerprint": knock.fingerprint}
 
 
@@ -39,6 +46,11 @@ async def confirm_invite(node: Node, number: str, *, accept: bool) -> Json:
     if admitted is None:
         return {"refused": True}
     return {"id": admitted.node_id.hex(), "name": admitted.name, "role": admitted.role}
+
+
+def withdraw_invite(node: Node, number: str) -> Json:
+    node.network.invitations.withdraw(number)
+    return {}
 
 
 async def connect(node: Node, address: str) -> Json:

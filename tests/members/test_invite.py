@@ -328,8 +328,19 @@ async def test_a_link_that_was_taken_back(world: World) -> None:
     laptop = await world.founder()
     invited = laptop.invitations.create()
     laptop.invitations.withdraw(invited.id)
-    with pytest.raises(UsageError, match="refused"):
+    with pytest.raises(UsageError, match=r"refused: .*it was taken back"):
         await world.join("nas", invited.link)
+
+
+async def test_taking_a_link_back_refuses_who_waits_at_the_door(world: World) -> None:
+    laptop = await world.founder()
+    invited = laptop.invitations.create(confirm=True)
+    joining = asyncio.ensure_future(world.join("nas", invited.link))
+    await laptop.invitations.knock(invited.id)
+    laptop.invitations.withdraw(invited.id)
+    with pytest.raises(UsageError, match="refused"):
+        await joining
+    assert len(laptop.group.state.devices()) == 1
 
 
 # -- from which HOME ------------------------------------------------------------------------------
