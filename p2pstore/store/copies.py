@@ -34,6 +34,10 @@ class Copy(NamedTuple):
     lease_until: int  # ms since the epoch
     receipt: bytes
     state: str = CopyState.PROVED
+    since: int = 0  # the first receipt, ms; 0 takes `proved_at`
+    audited_at: int = 0  # the last audit passed, whichever kind
+    tried_at: int = 0  # the last audit, answered or not
+    owed_since: int = 0  # the first audit since the last good one that was not answered
 
 
 class HeadAck(NamedTuple):
@@ -48,15 +52,24 @@ class HeadAck(NamedTuple):
 _COLUMNS = ", ".join(Copy._fields)
 
 
+_PUT = (
+    f"INSERT INTO copies ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+    " ON CONFLICT (bundle, holder) DO UPDATE SET seq=excluded.seq, proved_at=excluded.proved_at,"
+    " lease_until=excluded.lease_until, receipt=excluded.receipt, state=excluded.state,"
+    " owed_since=0"
+)
+
+
 def put(db: sqlite3.Connection, copy: Copy) -> None:
-    """A receipt came in; it replaces what was known of this holder and bundle."""
-    db.execute(f"INSERT OR REPLACE INTO copies ({_COLUMNS}) VALUES (?,?,?,?,?,?,?)", copy)
+    """A receipt came in; it replaces what was known of this holder and bundle, but for its past."""
+    db.execute(_PUT, copy._replace(since=copy.since or copy.proved_at))
 
 
 def proved(db: sqlite3.Connection, bundle: int, holder: NodeId, seq: int, now_ms: int) -> bool:
     """A fresh proof came in for a copy that has a receipt; False when there is none."""
     cursor = db.execute(
-        "UPDATE copies SET state='proved', seq=?, proved_at=? WHERE bundle=? AND holder=?",
+        "UPDATE copies SET state='proved', seq=?, proved_at=?, owed_since=0"
+        " WHERE bundle=? AND holder=?",
         (seq, now_ms, bundle, holder),
     )
     return cursor.rowcount == 1
@@ -187,27 +200,6 @@ def counts_of_files(
         files, total = found.get(number, (0, 0))
         found[number] = (files + 1, total + sizes[file])
     return found
-
-
-def too_few(
-    db: sqlite3.Connection, wanted: int, *, after: int = 0, limit: int = 1000
-) -> list[tuple[int, int]]:
-    """(bundle, proved copies) of sealed or evicted bundles with fewer than `wanted`; a page."""
-    query = (
-        "SELECT b.id, (SELECT count(*) FROM copies c WHERE c.bundle=b.id AND c.state='proved'"
-        " AND c.seq=b.seq) AS n FROM bundles b"
-        " WHERE b.id>? AND b.state IN ('sealed', 'evicted') AND n<? ORDER BY b.id LIMIT ?"
-    )
-    return db.execute(query, (after, wanted, limit)).fetchall()
-
-
-def oldest_proofs(db: sqlite3.Connection, before_ms: int, limit: int = 100) -> list[Copy]:
-    """Copies to audit next: those whose last proof is the oldest."""
-    query = (
-        f"SELECT {_COLUMNS} FROM copies WHERE proved_at<? AND state IN ('proved', 'suspect')"
-        " ORDER BY proved_at LIMIT ?"
-    )
-    return [Copy(*row) for row in db.execute(query, (before_ms, limit))]
 
 
 # What holders acknowledged of heads and group state

@@ -20,7 +20,9 @@ file_bundles    which bundles the current version of a file needs
 history         earlier versions and deleted files; history_bundles is what they need
 roots           bundles that something else than a file keeps alive: an open ingest
                 ("journal:<id>"), a folder's index, an upload, a share
-copies          a holder's proven copy of a bundle; the receipt is its signed word
+copies          a holder's proven copy of a bundle; the receipt is its signed word. `owed_since`:
+                the first audit after the last good one that it did not answer (0: none)
+holders         what audits of one holder came to, over all its copies
 head_acks       the newest head of a folder and group state that a holder acknowledged
 journal         what is being done and must be finished or rolled back after a crash
 aliases         ids of bundles that were merged into another one
@@ -208,4 +210,22 @@ CREATE TABLE dead (
 );
 """
 
-STEPS: list[str] = [_FIRST, _DYING]
+_AUDITS = """
+ALTER TABLE copies ADD COLUMN since INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE copies ADD COLUMN audited_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE copies ADD COLUMN tried_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE copies ADD COLUMN owed_since INTEGER NOT NULL DEFAULT 0;
+UPDATE copies SET since=proved_at;
+
+CREATE TABLE holders (
+    node      BLOB PRIMARY KEY,
+    since     INTEGER NOT NULL DEFAULT 0,
+    passed    INTEGER NOT NULL DEFAULT 0,
+    failed_at INTEGER NOT NULL DEFAULT 0,
+    lied_at   INTEGER NOT NULL DEFAULT 0,
+    asked     INTEGER NOT NULL DEFAULT 0,
+    answered  INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+"""
+
+STEPS: list[str] = [_FIRST, _DYING, _AUDITS]

@@ -47,6 +47,7 @@ from p2pstore.threads import in_thread
 from p2pstore.wire import (
     MAX_HOLDINGS,
     MAX_HOPS,
+    MAX_WANTED,
     BlockList,
     Challenge,
     GetHeads,
@@ -68,6 +69,8 @@ from p2pstore.wire import (
     PutHeads,
     PutReady,
     Release,
+    Renew,
+    Renewed,
     Stale,
     Unlock,
     verify_receipt,
@@ -79,6 +82,7 @@ log = logging.getLogger(__name__)
 LEASE_S: Final = 180 * 86_400
 LOCK_S: Final = 600
 PROOF_S: Final = 120.0  # 16 MiB from a slow disk that is busy, behind other challenges
+MAX_RENEWED: Final = MAX_WANTED
 SAMPLE: Final = 64  # random blocks of an audit by GET
 
 M = TypeVar("M", bound=Message)
@@ -247,6 +251,17 @@ class Pusher:
 
     async def unlock(self, bundle_id: BundleId, holder: NodeId) -> None:
         await self._ask(await self._peers.connect(holder), Unlock(bundle_id), Ok)
+
+    async def renew(
+        self, holder: NodeId, bundles: Sequence[BundleId], *, lease_s: int = LEASE_S
+    ) -> tuple[int, Sequence[int | None]]:
+        """Make leases longer, at most MAX_RENEWED at once: the seconds granted, from before this
+        call on, and of each bundle the live map's seq there; None: it is not held."""
+        link = await self._peers.connect(holder)
+        answer = await self._ask(link, Renew(tuple(bundles), lease_s), Renewed)
+        if len(answer.seqs) != len(bundles):
+            raise RemoteProtocolError(f"{link} answers RENEW for other bundles than were named.")
+        return min(answer.seconds, lease_s), answer.seqs
 
     async def release(self, bundle_id: BundleId, holder: NodeId) -> None:
         """Into the holder's trash, for 7 days. Busy when somebody has locked it there."""

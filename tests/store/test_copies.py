@@ -22,7 +22,7 @@ def test_a_receipt_replaces_the_last_one(db: sqlite3.Connection) -> None:
     one = bundle(db, 1)
     copies.put(db, Copy(one, A, 0, 10, 100, b"r1"))
     copies.put(db, Copy(one, A, 1, 20, 200, b"r2"))
-    assert copies.of_bundle(db, one) == [Copy(one, A, 1, 20, 200, b"r2")]
+    assert copies.of_bundle(db, one) == [Copy(one, A, 1, 20, 200, b"r2", since=10)]
 
 
 def test_proofs_need_a_receipt(db: sqlite3.Connection) -> None:
@@ -32,7 +32,7 @@ def test_proofs_need_a_receipt(db: sqlite3.Connection) -> None:
     copies.set_state(db, one, A, CopyState.SUSPECT)
     assert copies.counts(db) == {}
     assert copies.proved(db, one, A, 0, 50)
-    assert copies.of_bundle(db, one) == [Copy(one, A, 0, 50, 100, b"r")]
+    assert copies.of_bundle(db, one) == [Copy(one, A, 0, 50, 100, b"r", since=10)]
     copies.set_lease(db, one, A, 90)
     copies.set_lease(db, one, A, 300)
     copies.set_lease(db, one, A, 200)
@@ -40,14 +40,11 @@ def test_proofs_need_a_receipt(db: sqlite3.Connection) -> None:
 
 
 def test_only_proofs_of_the_present_map_count(db: sqlite3.Connection) -> None:
-    one, two = bundle(db, 1, seq=3), bundle(db, 2)
+    one = bundle(db, 1, seq=3)
     copies.put(db, Copy(one, A, 3, 1, 1, b""))
     copies.put(db, Copy(one, B, 2, 1, 1, b""))
     copies.put(db, Copy(one, C, 3, 1, 1, b"", CopyState.LOST))
     assert copies.counts(db) == {one: 1}
-    assert copies.too_few(db, 2) == [(one, 1), (two, 0)]
-    assert copies.too_few(db, 2, after=one) == [(two, 0)]
-    assert copies.too_few(db, 1) == [(two, 0)]
     assert copies.holders(db) == {A: 1, B: 1}
 
 
@@ -75,7 +72,6 @@ def test_copies_of_many_bundles_and_of_a_holder(db: sqlite3.Connection) -> None:
     first = copies.of_holder(db, A, limit=3)
     assert [copy.bundle for copy in first] == ids[:3]
     assert [copy.bundle for copy in copies.of_holder(db, A, after=first[-1].bundle)] == ids[3:]
-    assert [copy.bundle for copy in copies.oldest_proofs(db, 9, limit=2)] == [ids[0], ids[3]]
     copies.drop(db, ids[0], B)
     copies.forget_holder(db, A)
     assert copies.counts(db) == {}

@@ -99,6 +99,19 @@ async def test_a_push_that_was_cut_goes_on_where_it_ended(world: World) -> None:
     assert again < 6 << 20  # two blocks at least had come, and were kept
 
 
+async def test_leases_are_made_longer_in_bulk(world: World) -> None:
+    a, b = await world.pair()
+    sealed = a.seal()
+    first = await a.pusher.push(sealed.bundle_id, sealed.tag, b.node_id, lease_s=DAY_MS // 1000)
+    nowhere = BundleId(b"?" * 32)
+    granted, seqs = await a.pusher.renew(
+        b.node_id, [sealed.bundle_id, nowhere], lease_s=9 * DAY_MS // 1000
+    )
+    assert (granted, list(seqs)) == (9 * DAY_MS // 1000, [0, None])
+    (holding,) = [h async for h in a.pusher.holdings(b.node_id)]
+    assert holding.lease_until_ms == first.lease_until_ms + 8 * DAY_MS
+
+
 async def test_only_live_blocks_are_pushed_and_proved(world: World) -> None:
     a, b = await world.pair()
     sealed = a.seal()
