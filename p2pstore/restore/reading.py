@@ -3,8 +3,8 @@
 Every block is checked against its id by the source, against its key when it is unsealed, and
 against the manifest's length here; a whole file also against its BLAKE3. A range loads only its
 own blocks and the chunk lists above them, so that a video seeks without its rest. Work is done
-in windows of `WINDOW` bytes: one request to the source and one thread hop each, the next windows
-fetched and unsealed while one is written.
+in windows of up to `WINDOW` bytes: one request to the source and one thread hop each, the next
+windows fetched and unsealed while one is hashed and written.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import aclosing
 from typing import NamedTuple, Protocol
 
 from blake3 import blake3
@@ -35,8 +36,10 @@ from p2pstore.content import (
 from p2pstore.errors import IntegrityError, P2PStoreError
 from p2pstore.ids import BlockId, PublicKey
 
-WINDOW = 4 << 20  # plain bytes unsealed at a time
+FIRST_WINDOW = 1 << 20  # plain bytes unsealed at a time: few at first, for who waits to see some
+WINDOW = 8 << 20  # ... then twice as many each time, up to this
 AHEAD = 3  # windows that are fetched and unsealed while one is written; bounds memory
+KEPT = 16 << 20  # of a range: somebody seeks in a video, and will be back; what is longer is copied
 SMALL = 4 << 20  # a file up to this size is handled whole, with others like it
 _ZEROS = bytes(1 << 20)
 
@@ -52,8 +55,13 @@ class Wanted(NamedTuple):
 
 
 class BlockSource(Protocol):
-    async def blocks(self, wanted: Sequence[Wanted]) -> Mapping[BlockId, bytes]:
-        """All of them, each equal to its id; BlocksMissing says which could be found nowhere."""
+    async def blocks(
+        self, wanted: Sequence[Wanted], *, keep: bool = False
+    ) -> Mapping[BlockId, bytes]:
+        """All of them, each equal to its id; BlocksMissing says which could be found nowhere.
+
+        `keep`: they are likely to be wanted again soon.
+        """
 
 
 class Piece(NamedTuple):
@@ -137,19 +145,21 @@ class Restore:
         size = manifest.meta.size
         stop = size if end is None else min(end, size)
         segments = data_segments(size, manifest.meta.holes)
-        hasher = blake3() if start == 0 and stop == size else None
-        at = 0
-        loop = asyncio.get_running_loop()
-        async for window in self._ahead(manifest, segments, start, stop):
-            extents, payloads = window
-            pieces = _in_file(extents, payloads, segments, start, stop)
-            if hasher is not None:
-                at = await loop.run_in_executor(self._pool, _hash_on, hasher, at, pieces)
-            yield pieces
-        if hasher is not None:
-            await loop.run_in_executor(self._pool, _hash_on, hasher, at, [Piece(size, b"")])
-            if hasher.digest() != manifest.hash:
-                raise IntegrityError("The content does not have the hash that its manifest states.")
+        whole = _Whole(manifest) if start == 0 and stop == size else None
+        async with aclosing(self._ahead(manifest, segments, start, stop)) as windows:
+            async for extents, payloads in windows:
+                pieces = _in_file(extents, payloads, segments, start, stop)
+                if whole is None:
+                    yield pieces
+                    continue
+                # Hashed while they are written, in a thread that does not queue behind unsealing.
+                hashing = asyncio.ensure_future(asyncio.to_thread(whole.update, pieces))
+                try:
+                    yield pieces
+                finally:
+                    await hashing
+        if whole is not None:
+            await asyncio.to_thread(whole.compare)
 
     async def _ahead(
         self,
@@ -157,22 +167,20 @@ class Restore:
         segments: Sequence[tuple[int, int]],
         start: int,
         stop: int,
-    ) -> AsyncIterator[tuple[list[_Extent], list[bytes]]]:
+    ) -> AsyncGenerator[tuple[list[_Extent], list[bytes]], None]:
         """Windows of extents with their payloads, in order, some of them fetched ahead."""
+        keep = 0 < stop - start <= KEPT and stop - start < manifest.meta.size
         flying: deque[tuple[list[_Extent], asyncio.Task[list[bytes]]]] = deque()
         try:
-            async for window in self._windows(manifest, segments, start, stop):
-                flying.append((window, asyncio.ensure_future(self._payloads(window))))
+            async for window in self._windows(manifest, segments, start, stop, keep=keep):
+                task = asyncio.ensure_future(self._payloads(window, keep=keep))
+                flying.append((window, task))
                 if len(flying) > AHEAD:
-                    extents, task = flying[0]
-                    payloads = await task
+                    yield flying[0][0], await flying[0][1]
                     flying.popleft()
-                    yield extents, payloads
             while flying:
-                extents, task = flying[0]
-                payloads = await task
+                yield flying[0][0], await flying[0][1]
                 flying.popleft()
-                yield extents, payloads
         finally:
             for _, task in flying:
                 task.cancel()
@@ -184,16 +192,18 @@ class Restore:
         segments: Sequence[tuple[int, int]],
         start: int,
         stop: int,
+        *,
+        keep: bool,
     ) -> AsyncIterator[list[_Extent]]:
         first, last = _data_position(segments, start), _data_position(segments, stop)
         window: list[_Extent] = []
-        held = 0
-        async for extent in self._extents(manifest.chunks, first, last):
+        held, limit = 0, FIRST_WINDOW
+        async for extent in self._extents(manifest.chunks, first, last, keep=keep):
             window.append(extent)
             held += extent.entry.length
-            if held >= WINDOW:
+            if held >= limit:
                 yield window
-                window, held = [], 0
+                window, held, limit = [], 0, min(WINDOW, 2 * limit)
         if window:
             yield window
 
@@ -205,6 +215,7 @@ class Restore:
         *,
         base: int = 0,
         seen: list[Wanted] | None = None,
+        keep: bool = False,
     ) -> AsyncIterator[_Extent]:
         """The data chunks that overlap first..last, loading the lists above them as they come.
 
@@ -216,18 +227,21 @@ class Restore:
                 continue
             if seen is not None:
                 seen.append(Wanted(ref, entry.block))
-            (payload,) = await self._payloads([_Extent(position, ref, entry)])
+            (payload,) = await self._payloads([_Extent(position, ref, entry)], keep=keep)
             below = child_list(chunks, span, payload)
-            async for extent in self._extents(below, first, last, base=position, seen=seen):
+            under = self._extents(below, first, last, base=position, seen=seen, keep=keep)
+            async for extent in under:
                 yield extent
 
-    async def _blocks(self, extents: Sequence[_Extent]) -> Mapping[BlockId, bytes]:
+    async def _blocks(
+        self, extents: Sequence[_Extent], *, keep: bool = False
+    ) -> Mapping[BlockId, bytes]:
         wanted = {e.entry.block: Wanted(e.ref, e.entry.block) for e in extents}
-        return await self._source.blocks(list(wanted.values()))
+        return await self._source.blocks(list(wanted.values()), keep=keep)
 
-    async def _payloads(self, extents: Sequence[_Extent]) -> list[bytes]:
+    async def _payloads(self, extents: Sequence[_Extent], *, keep: bool = False) -> list[bytes]:
         """What the extents hold: fetched, then unsealed in one thread hop."""
-        blocks = await self._blocks(extents)
+        blocks = await self._blocks(extents, keep=keep)
         entries = [extent.entry for extent in extents]
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._unseal, entries, blocks)
@@ -313,13 +327,28 @@ def _in_file(
     return pieces
 
 
-def _hash_on(hasher: blake3, at: int, pieces: Sequence[Piece]) -> int:
-    """Hash the pieces and the zeros of the holes before each; returns the offset reached."""
-    for offset, content in pieces:
-        while at < offset:
-            step = min(offset - at, len(_ZEROS))
-            hasher.update(memoryview(_ZEROS)[:step])
-            at += step
-        hasher.update(content)
-        at += len(content)
-    return at
+class _Whole:
+    """A file's whole content going by, holes as zeros. One thread at a time."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._hasher = blake3()
+        self._at = 0
+
+    def update(self, pieces: Sequence[Piece]) -> None:
+        for offset, content in pieces:
+            self._fill(offset)
+            self._hasher.update(content)
+            self._at += len(content)
+
+    def compare(self) -> None:
+        """All pieces were seen; IntegrityError when they are not what was put in."""
+        self._fill(self._manifest.meta.size)
+        if self._hasher.digest() != self._manifest.hash:
+            raise IntegrityError("The content does not have the hash that its manifest states.")
+
+    def _fill(self, until: int) -> None:
+        while self._at < until:
+            step = min(until - self._at, len(_ZEROS))
+            self._hasher.update(memoryview(_ZEROS)[:step])
+            self._at += step

@@ -1,7 +1,7 @@
 """Where blocks come from: this disk first, then whoever holds them, until none is missing.
 
     1  our own store, what we hold for others, the cache of single blocks
-    2  holders that the catalog names and to which there is a link
+    2  holders that the catalog names, or that gave some of the bundle before, and that are linked
     3  devices and friends that say they have the bundle (HAVE)
     4  the catalog's holders that are not connected, then providers that the DHT names: dialled
     5  any connected device or friend, which may pass the request on (see `forward`)
@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
@@ -53,8 +54,7 @@ DHT_S: Final = 20.0
 HAVE_S: Final = 5.0
 SHUNNED_S: Final = 300.0  # asked last for so long
 MAX_SHUNNED: Final = 1000
-CACHED_BYTES: Final = 4 << 20  # a call that fetched more reads whole files: not to be cached
-CACHED_BLOCKS: Final = 16
+MAX_GIVERS: Final = 1000  # bundles of which it is remembered who gave some of them
 
 Holders = Callable[[Sequence[BundleId]], Mapping[BundleId, Sequence[NodeId]]]
 Providers = Callable[[Sequence[Tag]], Awaitable[Mapping[Tag, Sequence[PeerRecord]]]]
@@ -190,11 +190,16 @@ class Source:
         self._clock = clock
         self._coming: dict[BlockId, asyncio.Future[bytes | None]] = {}
         self._shunned: dict[NodeId, float] = {}
+        self._givers: OrderedDict[BundleId, dict[NodeId, None]] = OrderedDict()
 
-    async def blocks(self, wanted: Sequence[Wanted]) -> dict[BlockId, bytes]:
-        """All of them, each equal to its id; BlocksNotFound says which could be found nowhere."""
-        found, known = await in_thread(self._pool, self._look, wanted)
+    async def blocks(self, wanted: Sequence[Wanted], *, keep: bool = False) -> dict[BlockId, bytes]:
+        """All of them, each equal to its id; BlocksNotFound says which could be found nowhere.
+
+        `keep`: they are likely to be wanted again soon, so that what is fetched is cached.
+        """
+        found, recorded = await in_thread(self._pool, self._look, wanted)
         left = {one.block_id: one for one in wanted if one.block_id not in found}
+        known = self._with_givers({one.ref.bundle_id for one in left.values()}, recorded)
         nowhere: set[BlockId] = set()
         offline: dict[str, None] = {}
         while left:
@@ -204,6 +209,8 @@ class Source:
                 fetched, away = await self._fetch_for_all(mine, known)
                 found |= fetched
                 nowhere |= mine.keys() - fetched.keys()
+                if keep and self._cache is not None:
+                    await in_thread(self._pool, self._cache.write, fetched)
                 offline.update(dict.fromkeys(away))
             if shared:
                 await asyncio.wait(shared.values())
@@ -288,8 +295,6 @@ class Source:
             bundles = list(call.bundles)
             related = [link for link in self._peers.links() if link.role != STRANGER]
             await self._ask(call, dict.fromkeys(related, bundles), hops=0)
-        if self._cache is not None and _is_small(call.found):
-            await in_thread(self._pool, self._cache.write, call.found)
         offline = [] if not call.missing else self._offline(call, known)
         return call.found, offline
 
@@ -390,11 +395,10 @@ class Source:
         """
         while plan and call.missing:
             before = len(call.missing)
-            sharers = len(plan) * PER_PEER
             async with asyncio.TaskGroup() as group:
                 for link, bundles in plan.items():
                     for _ in range(PER_PEER):
-                        group.create_task(self._work(call, link, bundles, sharers, hops))
+                        group.create_task(self._work(call, link, bundles, len(plan), hops))
             if len(call.missing) == before:
                 return
 
@@ -438,6 +442,23 @@ class Source:
         ) as batches:
             async for batch in batches:
                 call.got(bundle, batch)
+                if hops == MAX_HOPS:  # its own, not passed on
+                    self._remember(bundle, link.node_id)
+
+    def _remember(self, bundle: BundleId, giver: NodeId) -> None:
+        self._givers.setdefault(bundle, {})[giver] = None
+        self._givers.move_to_end(bundle)
+        while len(self._givers) > MAX_GIVERS:
+            self._givers.popitem(last=False)
+
+    def _with_givers(
+        self, bundles: Iterable[BundleId], recorded: Mapping[BundleId, Sequence[NodeId]]
+    ) -> dict[BundleId, list[NodeId]]:
+        """Who gave some of a bundle lately has more of it: a file's rest needs no new search."""
+        return {
+            bundle: list(dict.fromkeys((*recorded.get(bundle, ()), *self._givers.get(bundle, ()))))
+            for bundle in bundles
+        }
 
     def _shun(self, node: NodeId) -> None:
         self._shunned.pop(node, None)
@@ -457,7 +478,3 @@ class Source:
                 if self._peers.get(node) is None:
                     away[self._name_of(node) or f"node {short(node)}"] = None
         return list(away)
-
-
-def _is_small(found: Mapping[BlockId, bytes]) -> bool:
-    return len(found) <= CACHED_BLOCKS and sum(map(len, found.values())) <= CACHED_BYTES

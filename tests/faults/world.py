@@ -60,7 +60,9 @@ class LocalSource:
     def __init__(self, store: BundleStore) -> None:
         self._store = store
 
-    async def blocks(self, wanted: Sequence[Wanted]) -> Mapping[BlockId, bytes]:
+    async def blocks(
+        self, wanted: Sequence[Wanted], *, keep: bool = False
+    ) -> Mapping[BlockId, bytes]:
         found: dict[BlockId, bytes] = {}
         for want in wanted:
             found |= self._store.read_blocks(want.ref.bundle_id, [want.block_id])

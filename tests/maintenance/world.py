@@ -50,7 +50,9 @@ class Memory:
     def __init__(self, store: DiskBundles) -> None:
         self._store = store
 
-    async def blocks(self, wanted: Sequence[Wanted]) -> Mapping[BlockId, bytes]:
+    async def blocks(
+        self, wanted: Sequence[Wanted], *, keep: bool = False
+    ) -> Mapping[BlockId, bytes]:
         found: dict[BlockId, bytes] = {}
         for one in wanted:
             found.update(self._store.read_blocks(one.ref.bundle_id, [one.block_id]))

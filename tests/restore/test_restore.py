@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,8 +39,10 @@ class Tampering(LocalSource):
         super().__init__(made.store)
         self._change = change
 
-    async def blocks(self, wanted: Sequence[Wanted]) -> Mapping[BlockId, bytes]:
-        found = dict(await super().blocks(wanted))
+    async def blocks(
+        self, wanted: Sequence[Wanted], *, keep: bool = False
+    ) -> Mapping[BlockId, bytes]:
+        found = dict(await super().blocks(wanted, keep=keep))
         for block_id, block in list(found.items())[-1:]:
             if self._change == "flip":
                 found[block_id] = block[:-1] + bytes([block[-1] ^ 1])
@@ -84,6 +87,38 @@ async def test_range_is_exact(made: World, start: int, end: int | None) -> None:
     content = os.urandom(3_000_000)
     raw = placeholder(made, content)
     assert await whole(made.restore, raw, start, end) == content[start:end]
+
+
+class Watched(LocalSource):
+    """Remembers which blocks were to be kept."""
+
+    def __init__(self, made: World) -> None:
+        super().__init__(made.store)
+        self.kept: list[bool] = []
+
+    async def blocks(
+        self, wanted: Sequence[Wanted], *, keep: bool = False
+    ) -> Mapping[BlockId, bytes]:
+        self.kept.append(keep)
+        return await super().blocks(wanted, keep=keep)
+
+
+@pytest.mark.parametrize(("start", "end", "kept"), [(0, None, False), (1, 900_000, True)])
+async def test_only_a_range_is_kept_for_a_second_look(
+    made: World, start: int, end: int | None, kept: bool
+) -> None:
+    raw = placeholder(made, os.urandom(1_000_000))
+    source = Watched(made)
+    await whole(restoring(made, source), raw, start, end)
+    assert set(source.kept) == {kept}
+
+
+async def test_a_reader_that_goes_away_leaves_nothing_running(made: World) -> None:
+    raw = placeholder(made, os.urandom(9 << 20))
+    pieces = made.restore.stream(made.restore.open(raw).manifest)
+    await anext(pieces)
+    await pieces.aclose()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, None), (10, 30 << 20), (8 << 20, 9 << 20)])

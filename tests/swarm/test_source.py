@@ -175,9 +175,28 @@ async def test_who_waited_for_a_fetch_that_was_cancelled_fetches_itself(world: W
     assert first.cancelled() or ((await asyncio.wait([first])) and first.cancelled())
 
 
-async def test_few_blocks_are_kept_in_the_cache_but_are_no_copy(world: World) -> None:
+async def test_what_is_read_once_is_not_kept(world: World) -> None:
     a, b, sealed = await held_elsewhere(world)
     await a.source.blocks(sealed.wanted())
+    b.served.clear()
+    await a.source.blocks(sealed.wanted())
+    assert b.served == ["Get"]
+
+
+async def test_who_gave_some_of_a_bundle_is_asked_for_the_rest_at_once(world: World) -> None:
+    a, b, sealed = await held_elsewhere(world)
+    a.holders.clear()
+    first, *rest = sealed.wanted()
+    await a.source.blocks([first])
+    assert b.served == ["Have", "Get"]
+    b.served.clear()
+    await a.source.blocks(rest)
+    assert set(b.served) == {"Get"}
+
+
+async def test_blocks_to_keep_are_cached_but_are_no_copy(world: World) -> None:
+    a, b, sealed = await held_elsewhere(world)
+    await a.source.blocks(sealed.wanted(), keep=True)
     b.served.clear()
     assert await a.source.blocks(sealed.wanted()) == sealed.content()
     assert b.served == []
