@@ -36,7 +36,6 @@ import msgspec
 from p2pstore.clock import Clock
 from p2pstore.errors import Busy, IntegrityError, P2PStoreError, RemoteProtocolError
 from p2pstore.ids import BundleId, NodeId, short
-from p2pstore.maintenance.collect import Collector
 from p2pstore.maintenance.facts import Ledger, World
 from p2pstore.policy import Confirmation, Facts, Holder, why_not
 from p2pstore.store import (
@@ -49,6 +48,7 @@ from p2pstore.store import (
     StaleMap,
     blocks,
     copies,
+    dying,
     journal,
 )
 from p2pstore.swarm import OwnPromises, Pusher
@@ -122,19 +122,6 @@ class Evictor:
         # An UNLOCK that was not answered may arrive after the next LOCK and undo it: until then
         # (monotonic clock) that holder's word on that bundle is not relied on.
         self._unsure: dict[tuple[BundleId, NodeId], float] = {}
-
-    def collector(self) -> Collector:
-        """What drops superseded indexes, with the same means."""
-        return Collector(
-            catalog=self._catalog,
-            store=self._store,
-            ledger=self._ledger,
-            pusher=self._pusher,
-            promises=self._promises,
-            world=lambda: self._world(),
-            clock=self._clock,
-            pool=self._pool,
-        )
 
     def why(self, rows: Sequence[BundleRow], *, for_room: bool = False) -> list[list[str]]:
         """What is missing for each bundle, from what the catalog knows; empty: it may be tried.
@@ -393,10 +380,12 @@ def recover(catalog: Catalog, store: BundleStore) -> int:
     """Move back what an interrupted evict had begun to take; how many bundles.
 
     Also what was already recorded as gone: its locks and proofs are of the past. The row first: it
-    is the trash that says at the next start that this was interrupted. An index that was being
-    written is written anew: what it had claimed is let go.
+    is the trash that says at the next start that this was interrupted. What is dead waits there for
+    its time (`collect`). An index that was being written is written anew: what it had claimed is
+    let go.
     """
-    for bundle_id in store.trash():
+    dead = {row.bundle_id for row, _ in catalog.view(dying.all_dead)}
+    for bundle_id in set(store.trash()) - dead:
         catalog.write(partial(_take_back, bundle_id, True)).result()
         store.from_trash(bundle_id)
     intents = catalog.view(lambda db: journal.all_open(db, IntentKind.EVICT))

@@ -33,7 +33,17 @@ from p2pstore.errors import Unavailable
 from p2pstore.home import Home
 from p2pstore.ids import BundleId, FileId, FolderId, NodeId
 from p2pstore.ingest import Author, Ingest, Intake, Protected
-from p2pstore.store import Catalog, FileRow, IntentKind, State, blocks, files, folders, journal
+from p2pstore.store import (
+    Catalog,
+    FileRow,
+    IntentKind,
+    State,
+    blocks,
+    dying,
+    files,
+    folders,
+    journal,
+)
 
 DELAY_S = 60.0
 STRAYS = 500  # manifests of copied placeholders that are stored together
@@ -47,16 +57,14 @@ def index_root(folder_id: FolderId) -> str:
     return f"index:{folder_id.hex()}"
 
 
-SUPERSEDED = "superseded:"  # roots of what only earlier indexes lay in: see collect.py
-
-
 def superseded_root(folder_id: FolderId, since_ms: int) -> str:
-    return f"{SUPERSEDED}{folder_id.hex()}:{since_ms}"
+    """Under this name lies what only earlier indexes lay in: see `collect`."""
+    return f"{dying.SUPERSEDED}{folder_id.hex()}:{since_ms}"
 
 
 def superseded_since(root: str) -> tuple[FolderId, int]:
     """What the name of such a root says."""
-    folder, _, since = root.removeprefix(SUPERSEDED).partition(":")
+    folder, _, since = root.removeprefix(dying.SUPERSEDED).partition(":")
     return FolderId(bytes.fromhex(folder)), int(since)
 
 

@@ -14,7 +14,7 @@ of a week goes on where it was. A place is the turn's own bytes; nobody else rea
 with the catalog costs a repetition.
 
 To stop a loop, cancel `run`. Work in threads looks at `stopped`, which is set first, so that a
-long piece of it ends early.
+long piece of it ends early. With `longest_rest_s` a loop whose turn is heavy rests longer.
 """
 
 from __future__ import annotations
@@ -85,8 +85,10 @@ class Loop:
         clock: Clock,
         period_s: float | None = None,
         lasts: bool = False,
+        longest_rest_s: float | None = None,
     ) -> None:
         self.name = name
+        self._longest_rest_s = longest_rest_s
         self.stopped = threading.Event()
         self._turn = turn
         self._catalog = catalog
@@ -160,12 +162,13 @@ class Loop:
         self._state, self._due = "works", None
         self._woken.clear()
         try:
-            again_s = await self._turn(self)
+            again_s = await self._whole_turn()
             await self._keep(_Kept(int(self._clock.wall() * 1000), self._kept.place))
         except Exception as exc:  # the top of a long loop: the others go on, and this one later
             self._failures += 1
             self._error, self._failed_at = str(exc) or type(exc).__name__, self._clock.wall()
-            rest_s = min(FIRST_REST_S * 2.0 ** (self._failures - 1), LONGEST_REST_S)
+            longest_s = self._longest_rest_s or LONGEST_REST_S
+            rest_s = min(FIRST_REST_S * 2.0 ** min(self._failures - 1, 30), longest_s)
             log.exception("The %s loop failed; it goes on in %.0f s.", self.name, rest_s)
             self._state, self._doing = "rests", Doing()
             self._due = self._clock.monotonic() + rest_s
@@ -174,6 +177,18 @@ class Loop:
         self._state, self._doing = "waits", Doing()
         again_s = self._period_s if again_s is None else again_s
         self._due = None if again_s is None else self._clock.monotonic() + again_s
+
+    async def _whole_turn(self) -> float | None:
+        """In a task of its own: when this one is cancelled, threads of the turn are told first,
+        because the turn waits for them."""
+        turn = asyncio.ensure_future(self._turn(self))
+        try:
+            return await asyncio.shield(turn)
+        except asyncio.CancelledError:
+            self.stopped.set()
+            turn.cancel()
+            await asyncio.gather(turn, return_exceptions=True)
+            raise
 
     async def _until_due(self) -> None:
         rests = self._state == "rests"
@@ -230,11 +245,23 @@ class Loops:
         self._loops: list[Loop] = []
 
     def add(
-        self, name: str, turn: Turn, *, period_s: float | None = None, lasts: bool = False
+        self,
+        name: str,
+        turn: Turn,
+        *,
+        period_s: float | None = None,
+        lasts: bool = False,
+        longest_rest_s: float | None = None,
     ) -> Loop:
         """Before `run`. `lasts`: its last turn and its place are remembered over restarts."""
         loop = Loop(
-            name, turn, catalog=self._catalog, clock=self._clock, period_s=period_s, lasts=lasts
+            name,
+            turn,
+            catalog=self._catalog,
+            clock=self._clock,
+            period_s=period_s,
+            lasts=lasts,
+            longest_rest_s=longest_rest_s,
         )
         self._loops.append(loop)
         return loop

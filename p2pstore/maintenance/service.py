@@ -27,6 +27,7 @@ from p2pstore.content import Head, Kind, decode_head, head_order, verify_head
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.ids import FolderId, NodeId
 from p2pstore.maintenance.audit import Auditor
+from p2pstore.maintenance.collect import Collector
 from p2pstore.maintenance.evict import Evictor, Freed
 from p2pstore.maintenance.facts import Ledger, World
 from p2pstore.maintenance.index import DELAY_S, HeadOrder, IndexWriter
@@ -91,6 +92,7 @@ class Maintenance:
     ) -> None:
         self.replicator = replicator
         self.evictor: Evictor | None = None
+        self.collector: Collector | None = None
         self.rebuilding = False
         self._catalog = catalog
         self._held = held
@@ -111,7 +113,7 @@ class Maintenance:
         self._indexing = self.loops.add("index", self._index_turn)
         self._replicating = self.loops.add("replicate", self._replicate_turn, period_s=PASS_S)
         self.loops.add("tidy", self._tidy_turn, period_s=TIDY_S)
-        self.loops.add("collect", self._collect_turn, period_s=TIDY_S)
+        self.loops.add("collect", self._collect_turn, period_s=TIDY_S, longest_rest_s=TIDY_S)
         self._serving: dict[NodeId, asyncio.Task[bool]] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -205,9 +207,8 @@ class Maintenance:
         await in_thread(self._pool, self._tidy)
 
     async def _collect_turn(self, loop: Loop) -> None:
-        if self.evictor is not None:
-            loop.say("lets go of what nothing needs")
-            await self.evictor.collector().run()
+        if self.collector is not None:
+            await self.collector.run(loop.say, loop.stopped.is_set)
 
     def _tidy(self) -> None:
         try:
@@ -274,9 +275,7 @@ class Maintenance:
         changes, indexed = self._changes, dict(self._indexed)
         candidates = self._swarm.candidates()
         holders = {
-            NodeId(c.holder.node): c.holder
-            for c in candidates
-            if not c.revoked and not c.leaving
+            NodeId(c.holder.node): c.holder for c in candidates if not c.revoked and not c.leaving
         }
         orders = self._orders()
         return World(

@@ -29,12 +29,14 @@ from p2pstore.leases import LeaseKeeper
 from p2pstore.maintenance import (
     Around,
     Auditor,
+    Collector,
     Evictor,
     HandingOver,
     IndexWriter,
     Ledger,
     Maintenance,
     Mover,
+    Others,
     Refetcher,
     Relief,
     Replicator,
@@ -205,10 +207,36 @@ class Node:
             fresh_proof_s=self.config.fresh_proof_s,
             gone=lambda _: None,  # what is not announced again is forgotten by the DHT
         )
+        maintenance.collector = self._make_collector(maintenance, ledger)
         maintenance.rebuilding = self.is_rebuilding()
         if not maintenance.rebuilding:
             self.completed.set()
         return maintenance
+
+    def _make_collector(self, maintenance: Maintenance, ledger: Ledger) -> Collector:
+        others = Others(
+            catalog=self.catalog,
+            me=self.group.node_id,
+            devices=self.group.others,
+            pull=self.network.pull,
+            heads=self.home.heads,
+            ring=self.group.ring,
+            judge=self.group.judge,
+        )
+        return Collector(
+            catalog=self.catalog,
+            store=self.store,
+            ledger=ledger,
+            pusher=self.pusher,
+            promises=self.network.promises,
+            others=others,
+            source=self.source,
+            author=self.group.author,
+            ring=self.group.ring,
+            world=maintenance.world,
+            clock=self.clock,
+            pool=self.net_pool,
+        )
 
     def _without_leavers(self, swarm: Swarm) -> Swarm:
         """Who leaves is given nothing, and does not count."""

@@ -13,9 +13,18 @@ import msgspec
 
 from p2pstore.clock import ManualClock
 from p2pstore.config import FolderSettings
-from p2pstore.content import BundleHeader, Kind, SealedBlock, block_id_of, bundle_tag
-from p2pstore.ids import BundleId, FolderId, NodeId
-from p2pstore.maintenance import Evictor, Ledger, Replicator, World
+from p2pstore.content import (
+    BundleHeader,
+    EpochKeys,
+    Keyring,
+    Kind,
+    SealedBlock,
+    block_id_of,
+    bundle_tag,
+)
+from p2pstore.ids import BundleId, Epoch, FolderId, NodeId
+from p2pstore.ingest import Author
+from p2pstore.maintenance import Collector, Evictor, Ledger, Others, Replicator, World
 from p2pstore.maintenance.index import HeadOrder
 from p2pstore.policy import Holder
 from p2pstore.store import (
@@ -36,6 +45,8 @@ DAY_MS = 86_400_000
 HEAD = HeadOrder(1, 7)
 STATE = (1, 3)
 NO_SETTINGS = FolderSettings(min_copies=2)
+KEYS = EpochKeys.derive(Epoch(b"an epoch"), b"secret of all".ljust(32, b"."))
+RING = Keyring(KEYS, {KEYS.epoch: KEYS}, b"dedup".ljust(32, b"."))
 
 
 class JumpingClock(ManualClock):
@@ -71,6 +82,9 @@ class Device(Node):
         self.pauses: list[float] = []
         self.at_pause: Callable[[], Any] = lambda: None
         self.gone: list[BundleId] = []
+        self.asked: list[Device] = []  # whose indexes must be seen before anything is collected
+        self.told: list[bytes] = []  # heads that it knows
+        self.own_heads: list[bytes] = []
         self.facts = World(
             now=self.clock.wall(),
             holders={},
@@ -112,6 +126,39 @@ class Device(Node):
             gone=self.gone.append,
             pause=self.pause,
         )
+
+        others = Others(
+            catalog=self.catalog,
+            me=self.node_id,
+            devices=lambda: [node.node_id for node in self.asked],
+            pull=self.pull,
+            heads=lambda: self.told,
+            ring=self.ring,
+            judge=lambda signer, chain: signer not in self.revoked,
+        )
+        self.collector = Collector(
+            catalog=self.catalog,
+            store=self.bundles,
+            ledger=self.ledger,
+            pusher=self.pusher,
+            promises=self.promises,
+            others=others,
+            source=self.source,
+            author=lambda: Author(self.key, b"", self.group),
+            ring=self.ring,
+            world=self.look,
+            clock=self.clock,
+            pool=self.world.pool,
+        )
+
+    def ring(self) -> Keyring:
+        return RING
+
+    async def pull(self, node_id: NodeId) -> None:
+        """The other device tells its heads."""
+        await self.connections.connect(node_id)
+        node = next(node for node in self.asked if node.node_id == node_id)
+        self.told += [raw for raw in node.own_heads if raw not in self.told]
 
     async def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)

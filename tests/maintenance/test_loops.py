@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from p2pstore.errors import Unavailable
 from p2pstore.maintenance import loops as module
 from p2pstore.maintenance.loops import Doing, Loop, Loops
 from p2pstore.store import Catalog, folders
+from p2pstore.threads import in_thread
 
 MONTH = 30 * 86_400.0
 
@@ -268,10 +270,20 @@ async def test_what_a_turn_is_at_can_be_seen_until_it_ends(
 
 
 async def test_threads_of_a_stopped_loop_are_told(catalog: Catalog, clock: ManualClock) -> None:
-    turns = Turns()
-    async with going(catalog, clock, turns, period_s=60, lasts=False) as loop:
-        await turns.reach(1)
-        assert not loop.stopped.is_set()
+    """Or its end would wait for as long as they work."""
+
+    class Threaded(Turns):
+        async def __call__(self, loop: Loop) -> float | None:
+            await super().__call__(loop)
+            with ThreadPoolExecutor(1) as pool:
+                assert await in_thread(pool, loop.stopped.wait, 10)
+            return None
+
+    turns = Threaded()
+    async with asyncio.timeout(5):
+        async with going(catalog, clock, turns, period_s=60, lasts=False) as loop:
+            await turns.reach(1)
+            assert not loop.stopped.is_set()
     assert loop.stopped.is_set()
 
 
