@@ -276,8 +276,7 @@ class Demo:
         return folder["placeholders"] == len(self._facts.before) or None
 
     def _is_compared(self) -> bool | None:
-        warnings = self._laptop.node.call("status", paths=[])["warnings"]
-        return not any("rebuilt" in warning["text"] for warning in warnings) or None
+        return not self._laptop.node.call("status", paths=[])["node"]["rebuilding"] or None
 
     def _open_one(self) -> None:
         self._step("A .f is simply read, and the original is back")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+
+NARROWEST = 24  # columns that words need to be read in a column of their own
+INDENT = 6  # where they begin otherwise
 
 
 def name(text: object) -> str:
@@ -128,18 +133,61 @@ def copies(count: int) -> str:
     return "on 1 other" if count == 1 else f"safe on {count} others"
 
 
-def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> list[str]:
-    """Return aligned lines; columns in `right` are right-aligned."""
+def table(
+    rows: Sequence[Sequence[str]],
+    right: frozenset[int] = frozenset(),
+    width: int | None = None,
+) -> list[str]:
+    """Return aligned lines; columns in `right` are right-aligned.
+
+    Where a line would be longer than `width` its last cell goes on below itself, if there is room
+    for words, else further to the left.
+    """
     if not rows:
         return []
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    start = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    lines: list[str] = []
+    for row in rows:
+        cells = [
+            cell.rjust(wide) if i in right else cell.ljust(wide)
+            for i, (cell, wide) in enumerate(zip(row, widths, strict=True))
+        ]
+        line = "  ".join(cells).rstrip()
+        if width is None or len(line) <= width:
+            lines.append(line)
+            continue
+        indent = start if width - start >= NARROWEST else INDENT
+        before = "  ".join(cells[:-1]).rstrip()
+        if indent < start:
+            lines.append(before)
+            before = ""
+        lines += _wrapped(row[-1].split(" "), " ", before.ljust(indent), indent, width)
+    return lines
+
+
+def fold(words: Sequence[str], between: str, *, width: int | None, indent: int) -> list[str]:
+    """Join words that stay whole; lines after the first are indented."""
+    if width is None:
+        return [between.join(words)]
+    return _wrapped(words, between, "", indent, width)
+
+
+def _wrapped(words: Sequence[str], between: str, line: str, indent: int, width: int) -> list[str]:
+    lines: list[str] = []
+    is_fresh = True
+    for word in words:
+        joined = f"{line}{word}" if is_fresh else f"{line}{between}{word}"
+        if not is_fresh and len(joined) > width:
+            lines.append(line.rstrip())
+            joined = " " * indent + word
+        line, is_fresh = joined, False
+    return [*lines, line.rstrip()]
+
+
+def width() -> int | None:
+    """Return the terminal's columns; None where no terminal is."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def as_json(document: object) -> str:

@@ -15,6 +15,8 @@ from p2pstore.cli.shell import Shell, example, pass_shell
 Json = Mapping[str, Any]
 
 NEEDS_OWNER = 1
+LONG_PATH = 32  # a longer one has a line of its own: columns beside it would be far away
+PEERS, ROOM, MARK = "Peers  ", "Room   ", " !  "
 
 
 @click.command(epilog=example("p2pstore status", "p2pstore status ~/Vault/film.mkv.f"))
@@ -29,9 +31,10 @@ def status(shell: Shell, paths: tuple[str, ...], check: bool, as_json: bool) -> 
     if as_json:
         shell.json(said)
     elif paths:
-        shell.result("\n".join(file_lines(said.get("files") or [])))
+        shell.result("\n".join(file_lines(said.get("files") or [], show.width())))
     else:
-        shell.result("\n".join(status_lines(said, now, upkeep=shell.verbose)))
+        lines = status_lines(said, now, upkeep=shell.verbose, width=show.width())
+        shell.result("\n".join(lines))
     return NEEDS_OWNER if check and needs_owner(said) else 0
 
 
@@ -40,22 +43,24 @@ def needs_owner(said: Json) -> bool:
     return waits or any(w.get("owner") for w in said.get("warnings") or [])
 
 
-def status_lines(said: Json, now: float, *, upkeep: bool = False) -> list[str]:
+def status_lines(
+    said: Json, now: float, *, upkeep: bool = False, width: int | None = None
+) -> list[str]:
+    """The whole picture; `width`: columns into which it is to fit, where words can be parted."""
     folders, peers = said.get("folders") or [], said.get("peers") or []
-    lines = [_node_line(said.get("node") or {}, now)]
-    for folder in folders:
-        lines += folder_lines(folder, now)
+    lines = show.fold(_node_facts(said.get("node") or {}, now), " · ", width=width, indent=2)
+    lines += folder_lines(folders, now, width)
     if not folders:
         lines.append("No folder yet. Give it one: p2pstore add-folder DIR")
-    lines += peer_lines(peers, now)
-    lines.append(_room_line(said.get("space") or {}, now))
+    lines += peer_lines(peers, now, width)
+    lines += _room_lines(said.get("space") or {}, now, width)
     if upkeep:
         lines.append(_upkeep_line(said.get("maintenance") or [], now))
-    lines += _warning_lines([*holder_warnings(folders, peers), *(said.get("warnings") or [])])
-    return lines
+    warnings = [*holder_warnings(folders, peers, now), *(said.get("warnings") or [])]
+    return lines + _warning_lines(warnings, width)
 
 
-def _node_line(node: Json, now: float) -> str:
+def _node_facts(node: Json, now: float) -> list[str]:
     facts = [show.name(node.get("name", "")), f"p2pstore {node.get('version', '')}"]
     if node.get("started"):
         facts.append(f"up {show.span(now - node['started'])}")
@@ -63,26 +68,50 @@ def _node_line(node: Json, now: float) -> str:
     port = str(node.get("listen", "")).rpartition(":")[2]
     reach = {"outside": "reachable from outside", "network": "reachable in this network"}
     facts.append(f"{port} {reach.get(str(node.get('reachable')), '')}".rstrip())
-    if node.get("ui"):
-        facts.append(_address(str(node["ui"])))
-    return " · ".join(fact for fact in facts if fact)
+    ui = str(node.get("ui") or "off")
+    if ui != "off":
+        facts.append(ui if ui.startswith("http") else f"http://{ui}")
+    return [fact for fact in facts if fact]
 
 
-def _address(ui: str) -> str:
-    return ui if ui.startswith("http") or ui == "off" else f"http://{ui}"
+def folder_lines(folders: Sequence[Json], now: float, width: int | None = None) -> list[str]:
+    """Every folder with its parts, in columns that all of them share."""
+    rows: list[list[str]] = []
+    beside: dict[int, list[str]] = {}  # lines that are no row, before the row of that number
+    for folder in folders:
+        path = show.path(folder.get("path", ""))
+        if folder.get("missing_since"):
+            since = show.moment(folder["missing_since"], now)
+            absent = f"{path}      not plugged in since {since}; goes on by itself"
+            beside.setdefault(len(rows), []).append(absent)
+            continue
+        head, *parts = _folder_rows(folder)
+        if len(path) > LONG_PATH:
+            beside.setdefault(len(rows), []).append(path)
+            head[0] = "  all"
+        rows += [head, *parts]
+        beside.setdefault(len(rows), []).extend(_paused_lines(folder))
+    lines: list[str] = []
+    for number, row in enumerate(_together(rows, width)):
+        lines += [*beside.get(number, ()), *row]
+    return lines + beside.get(len(rows), [])
 
 
-def folder_lines(folder: Json, now: float) -> list[str]:
-    path = show.path(folder.get("path", ""))
-    typed = show.argument(folder.get("path", ""))
-    if folder.get("missing_since"):
-        since = show.moment(folder["missing_since"], now)
-        return [f"{path}      not plugged in since {since}; goes on by itself"]
-    freed = folder.get("freed_bytes")
-    files = folder.get("files", 0)
+def _together(rows: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
+    """The lines of each row; one row may need several."""
+    aligned = show.table([row[:-1] for row in rows], right=frozenset({1, 2}))
+    wide = max((len(line) for line in aligned), default=0)
+    return [
+        show.table([[line.ljust(wide), row[-1]]], width=width)
+        for line, row in zip(aligned, rows, strict=True)
+    ]
+
+
+def _folder_rows(folder: Json) -> list[list[str]]:
+    path, freed = show.path(folder.get("path", "")), folder.get("freed_bytes")
     head = [
         path,
-        "1 file" if files == 1 else f"{files:,} files",
+        _counted(folder.get("files", 0), " file" if folder.get("files") == 1 else " files"),
         show.size(folder.get("bytes", 0)),
         f"{show.size(freed)} freed here" if freed else "",
     ]
@@ -101,42 +130,52 @@ def folder_lines(folder: Json, now: float) -> list[str]:
             rows.append(_part(words, part, note))
     if folder.get("skipped"):
         why = show.reasons(folder.get("skips") or {})
-        hint = f"(p2pstore status {path}/PATH says why)"
-        rows.append(["  skipped", f"{folder['skipped']:,}", "", why or hint])
+        place = "PATH" if len(path) > LONG_PATH else f"{path}/PATH"
+        hint = f"(p2pstore status {place} says why)"
+        rows.append(["  skipped", _counted(folder["skipped"]), "", why or hint])
     if folder.get("pending"):
-        rows.append(["  waiting for their turn", f"{folder['pending']:,}", "", ""])
-    lines = show.table(rows, right=frozenset({1, 2}))
+        rows.append(["  waiting for their turn", _counted(folder["pending"]), "", ""])
+    return rows
+
+
+def _paused_lines(folder: Json) -> list[str]:
+    typed = show.argument(folder.get("path", ""))
     if folder.get("mass_change"):
         change = folder["mass_change"]
-        lines.append(
+        return [
             f"  paused: {change.get('gone', 0):,} of {change.get('total', 0):,} files are gone or "
-            f"changed at once. Meant: p2pstore resume {typed} --accept   "
-            f"Not meant: p2pstore resume {typed} --undo"
-        )
-    elif folder.get("paused"):
-        lines.append(f"  paused; go on with: p2pstore resume {typed}")
-    return lines
+            "changed at once.",
+            f"    meant:     p2pstore resume {typed} --accept",
+            f"    not meant: p2pstore resume {typed} --undo",
+        ]
+    if folder.get("paused"):
+        return [f"  paused; go on with: p2pstore resume {typed}"]
+    return []
+
+
+def _counted(count: int, unit: str = "") -> str:
+    """A number whose last digit stands where those of the rows above stand."""
+    return f"{count:,}{unit.ljust(len(' files'))}"
 
 
 def _part(words: str, part: Json, note: str) -> list[str]:
     size = show.size(part["bytes"]) if part.get("bytes") is not None else ""
     said = part.get("note") or show.reasons(part.get("reasons") or {}) or note
-    return [f"  {words}", f"{part['files']:,}", size, show.name(said)]
+    return [f"  {words}", _counted(part["files"]), size, show.name(said)]
 
 
-def peer_lines(peers: Sequence[Json], now: float) -> list[str]:
-    rows = [_peer_row(peer, now) for peer in peers]
-    labels = ["Peers  ", *["       "] * len(rows)]
-    return [label + line for label, line in zip(labels, show.table(rows), strict=False)]
+def peer_lines(peers: Sequence[Json], now: float, width: int | None = None) -> list[str]:
+    inner = None if width is None else width - len(PEERS)
+    lines = show.table([_peer_row(peer, now) for peer in peers], width=inner)
+    return _labelled(PEERS, lines)
+
+
+def _labelled(label: str, lines: Sequence[str]) -> list[str]:
+    """The label before the first line, as much room before the others."""
+    return [(" " * len(label) if number else label) + line for number, line in enumerate(lines)]
 
 
 def _peer_row(peer: Json, now: float) -> list[str]:
-    if peer.get("connected"):
-        link = "connected"
-    elif peer.get("last_seen"):
-        link = f"offline {show.span(now - peer['last_seen'])}"
-    else:
-        link = "offline"
     if peer.get("held_bytes") and peer.get("offer_bytes"):
         held = f"you hold {show.size_of(peer['held_bytes'], peer['offer_bytes'])} for it"
     elif peer.get("held_bytes"):
@@ -147,17 +186,32 @@ def _peer_row(peer: Json, now: float) -> list[str]:
     return [
         peer_name(peer),
         show.name(peer.get("role", "")),
-        link,
-        f"holds {show.size(peer.get('holds_bytes', 0))} for you",
-        "   ".join(part for part in (proved, held) if part),
+        _link(peer, now),
+        _held_for_you(peer),
+        ", ".join(part for part in (proved, held) if part),
     ]
+
+
+def _link(peer: Json, now: float) -> str:
+    if peer.get("connected"):
+        through = peer.get("through")
+        return f"connected through {show.name(through)}" if through else "connected"
+    if peer.get("last_seen"):
+        return f"offline {show.span(now - peer['last_seen'])}"
+    return "never seen"
+
+
+def _held_for_you(peer: Json) -> str:
+    if peer.get("holds_bytes"):
+        return f"holds {show.size(peer['holds_bytes'])} for you"
+    return "holds nothing yet" if is_holder(peer) else ""
 
 
 def peer_name(peer: Json) -> str:
     return show.name(peer.get("name") or show.short_id(peer.get("id", "")))
 
 
-def _room_line(space: Json, now: float) -> str:
+def _room_lines(space: Json, now: float, width: int | None) -> list[str]:
     trash = f"trash {show.size(space.get('trash_bytes', 0))}"
     if space.get("trash_bytes") and space.get("trash_until"):
         trash += f" until {show.moment(space['trash_until'], now)}"
@@ -172,7 +226,8 @@ def _room_line(space: Json, now: float) -> str:
     if space.get("waiting_files"):
         waits = f"{show.files(space['waiting_files'])}, {show.size(space.get('waiting_bytes', 0))}"
         facts.append(f"waiting for room: {waits}")
-    return "Room   " + " · ".join(facts)
+    facts[0] = ROOM + facts[0]
+    return show.fold(facts, " · ", width=width, indent=len(ROOM))
 
 
 def _upkeep_line(loops: Sequence[Json], now: float) -> str:
@@ -194,31 +249,38 @@ def _loop_words(loop: Json, now: float) -> str:
     return f"{name} not yet"
 
 
-def holder_warnings(folders: Sequence[Json], peers: Sequence[Json]) -> list[Json]:
+def holder_warnings(folders: Sequence[Json], peers: Sequence[Json], now: float) -> list[Json]:
     """Say that nobody, or not enough nodes, can hold copies."""
-    holders = [peer for peer in peers if is_holder(peer)]
     if not folders:
         return []
+    holders = [peer for peer in peers if is_holder(peer)]
+    able = [peer for peer in holders if peer.get("connected") or peer.get("holds_bytes")]
+    absent = [peer for peer in holders if peer not in able]
     if not holders:
-        return [
-            {
-                "text": "No other node yet: nothing is freed, these files are on this disk alone.",
-                "command": "p2pstore invite",
-            }
-        ]
-    warnings: list[Json] = []
-    count = len(holders)
-    names = ", ".join(peer_name(peer) for peer in holders)
+        text = "No other node yet: nothing is freed, these files are on this disk alone."
+        return [{"text": text, "command": "p2pstore invite"}]
+    away = ", ".join(f"{peer_name(peer)} ({_link(peer, now)})" for peer in absent)
+    holds = "holds" if len(absent) == 1 else "hold"
+    if not able:
+        text = (
+            f"{away} {holds} nothing yet: nothing is freed, these files are on this disk alone. "
+            "Start it there:"
+        )
+        return [{"text": text, "command": "p2pstore run"}]
+    names = ", ".join(peer_name(peer) for peer in able)
+    count = len(able)
     there = f"there {'is' if count == 1 else 'are'} {count} ({names})"
     accept = "one copy" if count == 1 else f"{count} copies"
+    remedy = f"Invite one, or accept {accept}:"
+    if absent:
+        there += f"; {away} {holds} nothing yet"
+        remedy = f"Start it, invite another, or accept {accept}:"
+    warnings: list[Json] = []
     for folder in folders:
         wanted = folder.get("min_copies") or 2
         path = folder.get("path", "")
         if wanted > count:
-            text = (
-                f"{show.path(path)} needs {wanted} other holders, {there}. "
-                f"Invite one, or accept {accept}:"
-            )
+            text = f"{show.path(path)} needs {wanted} other holders, {there}. {remedy}"
             command = f"p2pstore add-folder {show.argument(path)} --min-copies {count}"
             warnings.append({"text": text, "command": command})
     return warnings
@@ -229,16 +291,23 @@ def is_holder(peer: Json) -> bool:
     return bool(peer.get("holder", peer.get("role") in ("device", "admin", "friend")))
 
 
-def _warning_lines(warnings: Sequence[Json]) -> list[str]:
-    rows = [
-        [show.name(warning.get("text", "")), show.name(warning.get("command") or "")]
-        for warning in warnings
-    ]
-    return [f" !  {line}" for line in show.table(rows)]
+def _warning_lines(warnings: Sequence[Json], width: int | None) -> list[str]:
+    lines: list[str] = []
+    for warning in warnings:
+        text, command = show.name(warning.get("text", "")), show.name(warning.get("command") or "")
+        line = f"{text}  {command}".rstrip()
+        if width is None or len(MARK) + len(line) <= width:
+            lines.append(MARK + line)
+            continue
+        folded = show.fold(text.split(" "), " ", width=width - len(MARK), indent=0)
+        lines += _labelled(MARK, folded)
+        if command:
+            lines.append(" " * (len(MARK) + 4) + command)
+    return lines
 
 
-def file_lines(files: Sequence[Json]) -> list[str]:
-    return show.table([_file_row(one) for one in files], right=frozenset({1}))
+def file_lines(files: Sequence[Json], width: int | None = None) -> list[str]:
+    return show.table([_file_row(one) for one in files], right=frozenset({1}), width=width)
 
 
 def _file_row(one: Json) -> list[str]:

@@ -86,7 +86,8 @@ METHODS (arguments -> result)
 STATUS
     {"node": {"id", "name", "listen", "ui", "group", "version",        fields kept for ever
               "home", "pid", "started": time, "reachable": "outside" | "network" | "unknown",
-              "words_confirmed": bool, "bundles_dir"?: when on another disk than a folder},
+              "words_confirmed": bool, "rebuilding": the catalog was rebuilt, and holders are
+              still asked what it cannot know, "bundles_dir"?: when on another disk than a folder},
      "peers": [PEER],
      "space": {"bundles_bytes", "trash_bytes", "offered_bytes", "held_for_others_bytes",
                "trash_until": time|null, "free_bytes", "keep_free_bytes",
@@ -102,7 +103,8 @@ STATUS
     FOLDER {"path", "files", "pending", "protected", "placeholders", "skipped", "bytes",
             "stored_bytes", "paused": bool,                            fields kept for ever
             "freed_bytes", "min_copies", "missing_since": time|null,
-            "mass_change": {"gone", "total"}|null,
+            "mass_change": {"gone", "total"}|null, "obstacle": why nothing is replaced|null,
+            "unwatched": why it is not watched although it is there|null,
             "safe" | "one" | "here": {"files", "bytes", "note": "copying to nas, 1 min left"},
             "left": {"files", "bytes", "reasons"}, "skips": reasons}
             safe: at least min_copies others; one: fewer, but some; here: this device only.

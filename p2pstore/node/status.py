@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from p2pstore.swarm import ANNOUNCE_EVERY_S
 
 Json = dict[str, Any]
 
+DAY_S = 86_400.0
 STUBBORN = 3  # failures of a loop in a row: what fails once or twice mostly mends itself
 
 
@@ -40,6 +42,7 @@ def status(node: Node, paths: Sequence[str]) -> Json:
             "started": node.started,
             "reachable": "unknown",
             "words_confirmed": node.home.words_confirmed,
+            "rebuilding": node.maintenance.rebuilding,
         },
         "peers": peer_lines(node),
         "space": _space(node),
@@ -100,6 +103,8 @@ def _folder_line(node: Node, folder: Folder, counted: Mapping[int, int]) -> Json
         "bytes": sum(c.file_bytes for c in total) + pending.bytes,
         "stored_bytes": sum(c.stored_bytes for c in total),
         "paused": folder.is_paused,
+        "obstacle": folder.obstacle,
+        "unwatched": folder.unwatched,
         "freed_bytes": freed,
         "min_copies": low,
         "missing_since": folder.missing_since,
@@ -297,6 +302,21 @@ def _other_disk(node: Node) -> bool:
 # -- what the owner should know -------------------------------------------------------------------
 
 
+def _ignored_opens(node: Node) -> str:
+    """`1,204 opens ignored at 02:00 (backup or indexer)`; empty when there were none."""
+    gate = node.opening.gate
+    if gate.last_ignored is None:
+        return ""
+    ago = node.clock.monotonic() - gate.last_ignored
+    day = "" if ago < DAY_S else "%a "
+    when = time.strftime(f"{day}%H:%M", time.localtime(node.clock.wall() - ago))
+    why = ", ".join(reason for reason, _ in gate.ignored.most_common())
+    return f"{gate.ignored_total:,} opens ignored at {when} ({why})"
+
+
+LEAVE = "p2pstore leave, p2pstore leave --cancel"
+
+
 def _warnings(node: Node) -> list[Json]:
     found: list[Json] = []
 
@@ -312,16 +332,17 @@ def _warnings(node: Node) -> list[Json]:
     if node.group.is_expelled:
         warn("This device was revoked: it is no member of its group any more.", owner=True)
     if node.volatile is not None:
-        warn(f"Nothing is replaced: {node.volatile}.", owner=True)
+        warn(f"Nothing is replaced, because the store may not last: {node.volatile}.", owner=True)
     if node.maintenance.rebuilding:
         warn("The catalog was rebuilt; what holders keep is being compared with it.")
-    ignored = node.opening.gate.ignored_total
+    ignored = _ignored_opens(node)
     if ignored:
-        warn(
-            f"{ignored:,} opens ignored (backup or indexer); to bring files back:",
-            "p2pstore hydrate PATH",
-        )
+        warn(f"{ignored}; to bring files back:", "p2pstore hydrate PATH")
     for folder in node.folders.all():
+        if folder.unwatched is not None:
+            warn(f"{folder.unwatched}; it is tried again by itself.", owner=True)
+        if folder.obstacle is not None:
+            warn(f"{folder.path}: files are stored and stay: {folder.obstacle}.")
         if folder.waiting_for_room is not None:
             tally = folder.waiting.held_up().get("waiting for room")
             number = tally.files if tally is not None else 0
@@ -330,6 +351,12 @@ def _warnings(node: Node) -> list[Json]:
             warn(f"{folder.path}: opening a placeholder may go unnoticed: {folder.opens_unheard}")
         for path, why in folder.unread[:3]:
             warn(f"{folder.path}/{os.fsdecode(path)} cannot be read ({why}).", owner=True)
+    if node.handing.is_leaving:
+        warn("This node is leaving, and takes no copies. To finish, or to stay:", LEAVE)
+    for holder, number in node.mover.waiting.items():
+        name = node.group.name_of(holder) or short(holder)
+        what = "1 copy has" if number == 1 else f"{number:,} copies have"
+        warn(f"{name} asked for it: {what} to be placed elsewhere first.")
     if node.held.lost:
         warn(f"{len(node.held.lost)} bundles kept for others are gone from this disk.", owner=True)
     for report in node.maintenance.loops.reports():

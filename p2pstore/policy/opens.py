@@ -26,7 +26,7 @@ BYTES_A_MINUTE = 1 << 30
 FILES_A_DAY = 200
 MAX_WAITING = 64  # more is a scanner too, whatever its pace: nobody took our decisions in time
 
-SCANNER = "scanner"
+SCANNER = "backup or indexer"
 BUDGET = "too many at once"
 ROOM = "no room"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from p2pstore.cli import show
 from p2pstore.cli.status import file_lines, holder_warnings, needs_owner, status_lines
 
 NOW = 1_700_000_000.0
@@ -99,7 +100,7 @@ def test_status_reads_as_sketched():
 
 
 def test_lonely_node_says_so():
-    (warning,) = holder_warnings([vault()], [nas(role="stranger")])
+    (warning,) = holder_warnings([vault()], [nas(role="stranger")], NOW)
     assert warning["text"] == (
         "No other node yet: nothing is freed, these files are on this disk alone."
     )
@@ -107,7 +108,7 @@ def test_lonely_node_says_so():
 
 
 def test_too_few_holders_says_so():
-    (warning,) = holder_warnings([vault()], [nas()])
+    (warning,) = holder_warnings([vault()], [nas()], NOW)
     assert warning["text"] == (
         "~/Vault needs 2 other holders, there is 1 (nas). Invite one, or accept one copy:"
     )
@@ -115,9 +116,31 @@ def test_too_few_holders_says_so():
 
 
 def test_enough_holders_need_no_word():
-    assert holder_warnings([vault()], [nas(), nas(name="b")]) == []
-    assert holder_warnings([vault(min_copies=1)], [nas()]) == []
-    assert holder_warnings([], []) == []
+    assert holder_warnings([vault()], [nas(), nas(name="b")], NOW) == []
+    assert holder_warnings([vault(min_copies=1)], [nas()], NOW) == []
+    assert holder_warnings([], [], NOW) == []
+
+
+def absent(**more: Any) -> dict[str, Any]:
+    return nas(name="attic", connected=False, holds_bytes=0, last_seen=NOW - 180, **more)
+
+
+def test_device_that_joined_and_holds_nothing_is_no_holder_yet():
+    (warning,) = holder_warnings([vault()], [nas(), absent()], NOW)
+    assert warning["text"] == (
+        "~/Vault needs 2 other holders, there is 1 (nas); attic (offline 3 min) holds nothing yet. "
+        "Start it, invite another, or accept one copy:"
+    )
+    (warning,) = holder_warnings([vault()], [absent()], NOW)
+    assert warning["text"] == (
+        "attic (offline 3 min) holds nothing yet: nothing is freed, these files are on this disk "
+        "alone. Start it there:"
+    )
+    assert warning["command"] == "p2pstore run"
+
+
+def test_holder_that_is_away_is_still_one():
+    assert holder_warnings([vault()], [nas(), nas(name="b", connected=False)], NOW) == []
 
 
 def test_node_without_anything_is_described():
@@ -132,6 +155,49 @@ def test_mass_change_shows_both_ways_out():
     assert "30 of 90 files are gone or changed at once" in text
     assert "resume ~/Vault --accept" in text
     assert "resume ~/Vault --undo" in text
+
+
+def test_status_is_aligned_as_sketched():
+    lines = status_lines(said(), NOW)
+    assert lines[1:7] == [
+        "~/Vault              4,812 files  61.2 GB  52.1 GB freed here",
+        "  safe on 2+ others  4,602        58.9 GB",
+        "  on 1 other           150         2.1 GB  waits for a second holder",
+        "  this device only      22         200 MB  copying to nas, 1 min left",
+        "  left as they are      35                 9 open, 7 in work",
+        "  skipped                3                 (p2pstore status ~/Vault/PATH says why)",
+    ]
+
+
+def test_status_fits_a_terminal_of_80_columns():
+    path = "/media/" + "long/" * 8 + "path"
+    lines = status_lines(said(folders=[vault(path=path)]), NOW, width=80)
+    assert max(map(len, lines)) <= 80
+    assert lines[1:5] == [
+        "  8080 reachable from outside · http://127.0.0.1:8081",
+        path,
+        "  all                4,812 files  61.2 GB  52.1 GB freed here",
+        "  safe on 2+ others  4,602        58.9 GB",
+    ]
+    assert lines[-4:] == [
+        f"Room   store 9.1 GB · trash 1.2 GB until {show.moment(NOW, NOW)} · for others 40.2 GB",
+        "       disk 81.0 GB free (2.0 GB kept free)",
+        " !  Recovery words not confirmed; a lost laptop would mean lost files:",
+        "        p2pstore words confirm",
+    ]
+
+
+def test_words_are_cut_nowhere_and_stand_below_themselves():
+    reasons = {f"reason number {n}": 10 - n for n in range(5)}
+    lines = status_lines(
+        said(folders=[vault(left={"files": 30, "reasons": reasons})]), NOW, width=80
+    )
+    at = next(n for n, line in enumerate(lines) if "left as they are" in line)
+    start = lines[at].index("10 reason number 0")
+    assert lines[at + 1].startswith(" " * start)
+    assert lines[at + 1][start] != " "
+    together = " ".join(" ".join(lines[at : at + 6]).split())
+    assert "10 reason number 0, 9 reason number 1, 8 reason number 2" in together
 
 
 def test_names_in_status_are_harmless():

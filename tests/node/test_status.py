@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 from p2pstore.maintenance import Loop
 from p2pstore.node import status as module
+from p2pstore.node.rebuilding import complete
 from p2pstore.node.status import status
 from tests.node.conftest import Place
 
@@ -27,3 +31,36 @@ async def test_a_loop_that_keeps_failing_is_a_warning(place: Place) -> None:
             texts = [warning["text"] for warning in status(node, ())["warnings"]]
             told = any("sulky" in text and "sulks" in text for text in texts)
             assert told == (failures >= module.STUBBORN)
+
+
+async def test_a_rebuild_is_a_flag_until_holders_were_asked(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        await node.maintenance.write_heads()
+        assert status(node, ())["node"]["rebuilding"] is False
+    for path in place.home.path.glob("catalog.sqlite*"):
+        path.unlink()
+    async with place.running() as node:
+        assert status(node, ())["node"]["rebuilding"] is True
+        await complete(node)
+        assert status(node, ())["node"]["rebuilding"] is False
+
+
+async def test_opens_that_were_ignored_are_told_with_their_time_and_reason(place: Place) -> None:
+    async with place.running() as node:
+        for number in range(4):
+            node.opening.gate.seen(b"%d" % number, node.clock.monotonic())
+        (text,) = [w["text"] for w in status(node, ())["warnings"] if "opens ignored" in w["text"]]
+    pattern = r"4 opens ignored at \d\d:\d\d \(backup or indexer\); to bring files back:"
+    assert re.fullmatch(pattern, text)
+
+
+async def test_what_keeps_a_folder_from_being_replaced_is_said(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        folder = node.folders.at(os.fspath(place.folder))
+        folder._books.obstacle = "the folder cannot be written"
+        said = status(node, ())
+    assert said["folders"][0]["obstacle"] == "the folder cannot be written"
+    text = f"{place.folder}: files are stored and stay: the folder cannot be written."
+    assert text in [warning["text"] for warning in said["warnings"]]

@@ -42,7 +42,7 @@ def test_four_files_within_the_window_are_a_scanner() -> None:
     for n, path in enumerate((b"a", b"b", b"c", b"d", b"e")):
         gate.seen(path, 10 + n * 0.1)
     assert decide(gate, 11) == []
-    assert gate.ignored == {"scanner": 5}
+    assert gate.ignored == {"backup or indexer": 5}
     assert gate.last_ignored == 10.4
     assert gate.is_scanning(69)
 
@@ -128,4 +128,4 @@ def test_many_files_in_a_row_bring_none_back(gaps: list[float]) -> None:
         gate.seen(b"%d" % number, now)
         assert decide(gate, now) == []
     assert decide(gate, now + 10) == []
-    assert gate.ignored["scanner"] == len(gaps)
+    assert gate.ignored["backup or indexer"] == len(gaps)
