@@ -11,7 +11,8 @@
    those of different ones spread over all.
 
 A second node of a friend adds nothing that counts, so it comes after everybody else. Who is
-leaving, revoked, full, away, or has lied gets nothing.
+leaving, revoked, full, away, has lied, or loses what it takes gets nothing: a holder that says at
+each audit that it has the bundle not would otherwise be given it again for ever.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ from p2pstore.policy.standing import (
 
 _ROLES = {"device": 0, "admin": 0, "friend": 1}  # nobody else takes bundles
 _V4_HOUSE, _V6_HOUSE = 24, 48
+MIN_RELIABILITY = 0.8  # below it a holder gets nothing new
+_BENEFIT = (
+    9  # audits that everybody is taken to have passed: one failure in the first is no pattern
+)
 _ONE_HOUSE = "all copies in one house"
 _NONE: Mapping[bytes, int] = MappingProxyType({})
 
@@ -106,14 +111,16 @@ def why_not_holder(candidate: Candidate, size: int, now: float) -> str | None:
         return "gave a wrong proof lately"
     if candidate.offer <= 0 or (candidate.free is not None and candidate.free < size):
         return "has no room"
+    if candidate.reliability < MIN_RELIABILITY:
+        return "loses what it takes"
     if now - candidate.last_seen >= SUSPECT_AFTER_S:
         return "is away"  # a copy there would not count
     return None
 
 
 def reliability(answered: int, asked: int) -> float:
-    """Of the audits of late; whoever was asked nothing yet is trusted with a first bundle."""
-    return (answered + 1) / (asked + 1)
+    """From the audits of late (a month, say: it is to be able to mend)."""
+    return (answered + _BENEFIT) / (asked + _BENEFIT)
 
 
 def house(address: str) -> str:

@@ -10,6 +10,9 @@ away will be away again, and sending 16 MiB once more costs more than keeping th
 is released after 14 days, the newest first, and only by holders that are there and in good
 standing, so that nobody is asked to drop what we may be left with. Friends in their vetting do not
 count yet; they are not sent for twice, as long as `min_copies` others count.
+
+What is not here has to be brought back before it can be pushed. That is done only when somebody can
+take it (`choose_holders`), except below `min_copies`: then it is brought back to be kept here.
 """
 
 from __future__ import annotations

@@ -69,13 +69,14 @@ def test_more_room_comes_first_then_who_answers() -> None:
     small = device("a", "home", free=GIB)
     wide = device("b", "home", free=4 * GIB)
     assert names([small, wide], holding=[device("c", "home").holder]) == ["b", "a"]
-    poor = device("b", "home", free=GIB + SIZE, reliability=reliability(5, 10))
+    poor = device("b", "home", free=GIB + SIZE, reliability=reliability(85, 100))
     assert names([small, poor], holding=[device("c", "home").holder]) == ["a", "b"]
 
 
 def test_reliability_begins_whole_and_falls_with_what_is_not_answered() -> None:
     assert reliability(0, 0) == reliability(9, 9) == 1.0
-    assert reliability(0, 9) == 0.1
+    assert reliability(0, 1) == 0.9
+    assert reliability(0, 9) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,7 @@ def test_reliability_begins_whole_and_falls_with_what_is_not_answered() -> None:
         (device("a", offer=0), "no room"),
         (device("a", free=SIZE - 1), "no room"),
         (device("a", last_seen=NOW - DAY), "away"),
+        (device("a", reliability=reliability(0, 3)), "loses"),
         (device("a", holder=Holder(b"a", "device", lied_at=NOW - DAY)), "wrong proof"),
         (device("a", holder=Holder(b"a", "stranger", vetted=True)), "neither"),
     ],
