@@ -105,17 +105,18 @@ class HandingOver:
             self._untold.add(owner)
         self._wake()
 
-    async def tell(self) -> dict[NodeId, str | None]:
-        """Ask every owner to move what is here; None for each that does, or why it does not."""
+    async def tell(self) -> dict[NodeId, P2PStoreError | None]:
+        """Ask every owner to move what is here; None for each that does, or why it does not:
+        NoRoom when it has no other device at all, anything else may pass."""
         owners = list(await in_thread(self._pool, self.kept))
         answers = await asyncio.gather(*(self._tell(owner) for owner in owners))
         return dict(zip(owners, answers, strict=True))
 
-    async def _tell(self, owner: NodeId) -> str | None:
+    async def _tell(self, owner: NodeId) -> P2PStoreError | None:
         try:
             await self.ask(owner, "leaving")
         except P2PStoreError as exc:
-            return str(exc)
+            return exc
         return None
 
     async def ask(self, owner: NodeId, why: Why, bundles: Sequence[BundleId] = ()) -> None:
@@ -150,7 +151,7 @@ class HandingOver:
             try:
                 await self.ask(node, "leaving" if self._is_leaving else "staying")
             except NoRoom as exc:
-                log.debug("%s", exc)  # noted all the same; said to whoever waits for the end
+                log.debug("%s", exc)  # noted all the same; told to whoever waits for the end
             except P2PStoreError as exc:
                 log.info("An owner was not told whether this node stays: %s", exc)
                 if self._link(node) is not None:  # otherwise it is told at the next link

@@ -36,11 +36,12 @@ import msgspec
 
 from p2pstore.clock import Clock
 from p2pstore.content import LiveMap, verify_live_map
-from p2pstore.errors import Busy, NoRoom, P2PStoreError
+from p2pstore.errors import Busy, NoRoom, P2PStoreError, Unavailable
 from p2pstore.ids import BundleId, NodeId, PublicKey, short
-from p2pstore.maintenance.facts import Ledger, World
+from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.loops import Loop
 from p2pstore.maintenance.refetch import Refetcher
+from p2pstore.maintenance.world import World
 from p2pstore.net import Link
 from p2pstore.policy import (
     Facts,
@@ -126,12 +127,18 @@ class Mover:
         self._leaving = frozenset(catalog.view(_read))
         self._brought: set[int] = set()  # rows of what is here only to be passed on
         self._stuck: dict[NodeId, str] = {}
+        self._waiting: dict[NodeId, int] = {}
         self._wake: Callable[[], None] = lambda: None
 
     @property
     def leaving(self) -> frozenset[NodeId]:
         """Holders that are given nothing, and whose copies do not count."""
         return self._leaving
+
+    @property
+    def waiting(self) -> Mapping[NodeId, int]:
+        """How many copies each holder that wants to be rid of some has to keep for now."""
+        return self._waiting
 
     def woken_by(self, wake: Callable[[], None]) -> None:
         """`wake` makes `turn` run soon."""
@@ -140,7 +147,8 @@ class Mover:
     # -- what a holder asks -----------------------------------------------------------------------
 
     async def asked(self, holder: NodeId, message: Move) -> None:
-        """Note it durably. NoRoom when it cannot be done at present, with the reason."""
+        """Note it durably. NoRoom when there is no other device, Unavailable when nothing goes on
+        at present; both say why, and are noted all the same, but for room."""
         if message.why == "staying":
             if not await self._is_moving(holder):
                 return  # as it says at every link
@@ -165,7 +173,7 @@ class Mover:
             self._around.copy_soon()
         self._wake()
         if holder in self._stuck:
-            raise NoRoom(self._stuck[holder])
+            raise Unavailable(self._stuck[holder])
 
     async def _is_moving(self, holder: NodeId) -> bool:
         movers = await in_thread(self._pool, self._catalog.view, copies.movers)
@@ -182,16 +190,20 @@ class Mover:
         """One look at everything that is to be moved; soon another one while something is."""
         movers = await in_thread(self._pool, self._catalog.view, copies.movers)
         moving = 0
+        waiting: dict[NodeId, int] = {}
         for holder in sorted({*movers, *self._leaving}):
             name = self._around.name_of(holder)
             loop.say(f"moves copies away from {name}")
             found = await self._serve(holder)
             moving += found.waiting + len(found.released)
+            if found.waiting:
+                waiting[holder] = found.waiting
             reason = await in_thread(self._pool, self._why_stuck, holder, found)
             if reason is None:
                 self._stuck.pop(holder, None)
             else:
                 self._stuck[holder] = reason
+        self._waiting = waiting
         self._brought &= await in_thread(self._pool, self._catalog.view, _all_moving)
         return SOON_S if moving else None
 

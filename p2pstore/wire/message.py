@@ -377,8 +377,9 @@ class Move(Message, frozen=True, tag=38):
 
     No `bundles` means all that the asker holds of that group, which "leaving" always does; "room"
     names those that it would like to be rid of first. OK: it was noted, and is done in its own
-    time; until the RELEASE the holder keeps and serves them. A holder that no longer leaves says
-    so with "staying", and counts again as before.
+    time; until the RELEASE the holder keeps and serves them. Asked again, FAIL says that it does
+    not go on at present, or ("no-room") that the owner has no other device. A holder that no
+    longer leaves says so with "staying", and counts again when it has proved its copies.
     """
 
     bundles: Annotated[tuple[BundleId, ...], Meta(max_length=MAX_WANTED)]

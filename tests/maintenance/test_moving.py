@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from p2pstore.errors import NoRoom, NotAllowed
+from p2pstore.errors import NoRoom, NotAllowed, Unavailable
 from p2pstore.ids import BundleId, NodeId
 from p2pstore.maintenance import Around, Mover, Refetcher, World
 from p2pstore.maintenance.loops import Loop
@@ -342,7 +342,7 @@ async def test_a_full_holder_is_named(group: Group) -> None:
     await ask(b, owner.device, "leaving")
     await owner.copy()
     await owner.turn()
-    with pytest.raises(NoRoom, match="the offer is used up"):
+    with pytest.raises(Unavailable, match="the offer is used up"):
         await ask(b, owner.device, "leaving")
     c.refusal = None
     await owner.copy()

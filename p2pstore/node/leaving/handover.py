@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from p2pstore.config import format_size
+from p2pstore.errors import NoRoom, P2PStoreError
 from p2pstore.ids import NodeId, short
 from p2pstore.maintenance import Kept
 from p2pstore.node.build import Node
@@ -36,7 +37,7 @@ async def hand_over(node: Node, progress: Progress) -> list[str]:
         now = node.clock.monotonic()
         if _bundles(kept) < before or any(answers.get(owner) is None for owner in kept):
             deadline = now + PATIENCE_S
-        elif now > deadline:
+        elif now > deadline or all(isinstance(answers.get(one), NoRoom) for one in kept):
             return [_reason(node, *item, answers) for item in sorted(kept.items())]
         if kept:
             await asyncio.sleep(ASK_S)
@@ -70,7 +71,9 @@ def _progress(
     }
 
 
-def _reason(node: Node, owner: NodeId, kept: Kept, answers: Mapping[NodeId, str | None]) -> str:
+def _reason(
+    node: Node, owner: NodeId, kept: Kept, answers: Mapping[NodeId, P2PStoreError | None]
+) -> str:
     name = _name(node, owner)
     said = answers.get(owner)
     return (
