@@ -11,6 +11,7 @@ are run where they exist.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,7 @@ from p2pstore.sandbox import program
 MIME_FILE = "p2pstore.xml"
 ENTRY_FILE = "p2pstore-open.desktop"
 REFRESH_TIMEOUT_S = 60
+_PLAIN = re.compile(r"[A-Za-z0-9_./-]+")
 
 
 def install() -> str:
@@ -69,7 +71,13 @@ def _files(target: Path) -> tuple[Path, Path]:
 
 
 def _quoted(word: str) -> str:
-    """One word of Exec: quoted, then escaped once more as any string of a desktop entry is."""
+    """One word of Exec: quoted, then escaped once more as any string of a desktop entry is.
+
+    A plain word stays as it is: xdg-open, where there is no desktop, looks for a program whose name
+    has the quotes in it.
+    """
+    if _PLAIN.fullmatch(word):
+        return word
     if any(not sign.isprintable() for sign in word):
         raise UsageError(f"A desktop entry cannot name the program {word!r}; install it elsewhere.")
     for sign in ("\\", '"', "`", "$"):

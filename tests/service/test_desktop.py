@@ -93,6 +93,12 @@ def test_missing_tools_are_named(data_home: Path, monkeypatch: pytest.MonkeyPatc
     assert "update-mime-database is not installed" in desktop.install()
 
 
+def test_a_plain_path_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xdg-open without a desktop takes quotes for a part of the program's name."""
+    monkeypatch.setattr(desktop, "program", lambda: ["/home/a/.local/bin/p2pstore"])
+    assert "\nExec=/home/a/.local/bin/p2pstore open %f\n" in desktop.entry_text()
+
+
 @pytest.mark.skipif(
     shutil.which("desktop-file-validate") is None, reason="desktop-file-validate is not installed"
 )
@@ -106,4 +112,4 @@ def test_the_entry_is_valid_also_with_an_odd_path(
         ["desktop-file-validate", str(entry)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "")
-    assert 'Exec="/opt/my \\\\"\\\\$apps\\\\" 100%%/p2pstore" "open" %f' in entry.read_text()
+    assert 'Exec="/opt/my \\\\"\\\\$apps\\\\" 100%%/p2pstore" open %f' in entry.read_text()
