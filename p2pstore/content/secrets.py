@@ -76,6 +76,9 @@ class Keyring:
             return keys
         if epoch == self.current.epoch:
             return self.current
-        raise IntegrityError(f"sealed in epoch {epoch.hex()}, which this device has no keys of")
+        raise IntegrityError(
+            "This was sealed by another group, or after this device was taken out of it: there are no"
+            f" keys here of epoch {epoch.hex()}."
+        )
 
     get = __getitem__
