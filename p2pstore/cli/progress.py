@@ -17,6 +17,7 @@ PLAIN_EVERY_S = 1.0
 
 _STAGES = {
     "scan": "Looking",
+    "rest": "Waiting until nothing changes any more",
     "protect": "Protecting",
     "replace": "Replacing",
     "push": "Copying",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from p2pstore.errors import P2PStoreError
@@ -70,7 +71,7 @@ class Batching:
             self._defer(batch, NO_ROOM)
             return False
         for candidate in batch:
-            self._books.in_flight[candidate.path] = candidate.identity.size
+            self._books.in_flight.begin(candidate.path, candidate.identity.size)
         self._books.ours.begin(candidate.path for candidate in batch)
         self._running += 1
         group.create_task(self._run(root, batch))
@@ -120,7 +121,8 @@ class Batching:
             elif isinstance(verdict, Stays):
                 self._stay(verdict.row, identity, verdict.reason)
             else:
-                batch.append(verdict)
+                advance = partial(books.in_flight.advance, path)
+                batch.append(verdict._replace(advance=advance))
                 size += identity.size
         if skipped:
             await parts.catalog.awrite(lambda db: files.upsert_many(db, skipped))
@@ -165,8 +167,7 @@ class Batching:
             self._defer(batch, str(exc) if isinstance(exc, P2PStoreError) else str(exc.strerror))
             return
         finally:
-            for path in candidates:
-                books.in_flight.pop(path, None)
+            books.in_flight.end(candidates)
             parts.opens.catch_up()  # what was opened until now, we opened
             books.ours.placed(candidates, parts.now())
             books.ours.end(candidates)

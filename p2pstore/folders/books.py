@@ -125,6 +125,41 @@ class Surroundings:
     siblings: dict[bytes, set[bytes]] = field(default_factory=dict)  # lock files by directory
 
 
+class InFlight:
+    """The files that batches have in hand now."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[bytes, int] = {}
+        self._done: dict[bytes, int] = {}  # of large files; each is written by its batch alone
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def size(self) -> int:
+        return sum(self._sizes.values())
+
+    @property
+    def done(self) -> int:
+        """Of their bytes those that have their place: what a progress bar wants to know."""
+        return sum(list(self._done.values()))
+
+    def begin(self, path: bytes, size: int) -> None:
+        self._sizes[path] = size
+
+    def advance(self, path: bytes, size: int) -> None:
+        """From the batch's thread."""
+        self._done[path] = self._done.get(path, 0) + size
+
+    def end(self, paths: Iterable[bytes]) -> None:
+        for path in paths:
+            self._sizes.pop(path, None)
+            self._done.pop(path, None)
+
+
 class Books:
     def __init__(self, settings: FolderSettings) -> None:
         self.settings = settings
@@ -134,4 +169,4 @@ class Books:
         self.ours = Ours(self.hints)
         self.surroundings = Surroundings()
         self.obstacle: str | None = None  # why nothing may be replaced here at present
-        self.in_flight: dict[bytes, int] = {}  # path -> bytes, of the batches that run
+        self.in_flight = InFlight()

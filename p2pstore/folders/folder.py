@@ -140,7 +140,17 @@ class Folder:
         return self.waiting.active().files + len(self._books.in_flight)
 
     def pending_bytes(self) -> int:
-        return self.waiting.active().bytes + sum(self._books.in_flight.values())
+        return self.waiting.active().bytes + self._books.in_flight.size
+
+    def bytes_on_their_way(self) -> int:
+        """Of the pending bytes those that a batch has put into their place already."""
+        return self._books.in_flight.done
+
+    def rests(self) -> bool:
+        """Nothing is in hand: what is pending waits until nothing has changed for a while."""
+        due = self.waiting.next_due()
+        is_early = due is not None and due > self._parts.now()
+        return is_early and not self._books.in_flight and bool(self.waiting.active().files)
 
     def trash(self) -> list[Trashed]:
         return self._trash.batches()

@@ -34,11 +34,13 @@ def _progress(folder: Folder) -> dict[str, Any]:
     # A protected file without a reason to stay is on its way in a batch.
     done = [c for c in folder.counts() if c.state != State.PROTECTED or c.reason]
     files, size = sum(c.files for c in done), sum(c.file_bytes for c in done)
+    if folder.rests():
+        return {"stage": "rest", "files": folder.pending(), "bytes": folder.pending_bytes()}
     return {
         "stage": "protect" if folder.is_scanned else "scan",
         "files": files,
         "files_total": files + folder.pending(),
-        "bytes": size,
+        "bytes": size + folder.bytes_on_their_way(),
         "bytes_total": size + folder.pending_bytes(),
     }
 

@@ -61,6 +61,7 @@ class Candidate(NamedTuple):
     identity: Identity
     replace: bool  # else it is only protected, for `reason`
     reason: str
+    advance: Callable[[int], None] | None = None  # hears how far a large file has come
 
 
 class Outcome(NamedTuple):
@@ -173,7 +174,8 @@ class Taking:
     ) -> None:
         earlier = {path: self._earlier(rows.get(path), manifests) for path in good}
         intakes = [
-            _intake(entry, _follows(rows.get(path), earlier[path])) for path, entry in good.items()
+            _intake(entry, _follows(rows.get(path), earlier[path]), wanted[path].advance)
+            for path, entry in good.items()
         ]
         recorded: dict[bytes, _Recorded] = {}
 
@@ -432,7 +434,7 @@ def _follows(row: FileRow | None, earlier: _Earlier | None) -> Version | None:
     return None
 
 
-def _intake(entry: Claim, follows: Version | None) -> Intake:
+def _intake(entry: Claim, follows: Version | None, advance: Callable[[int], None] | None) -> Intake:
     stat = entry.stat
     return Intake(
         entry.path,
@@ -441,6 +443,7 @@ def _intake(entry: Claim, follows: Version | None) -> Intake:
         (_user(stat.st_uid), _group(stat.st_gid)),
         _attributes(entry.fd),
         follows,
+        advance,
     )
 
 

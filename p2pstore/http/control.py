@@ -19,7 +19,8 @@ NAMES
 
 PROGRESS
     {"stage": "protect", "files": n, "files_total": N, "bytes": b, "bytes_total": B}; the counts may
-    be absent or null. Stages: scan, protect, replace, push, hydrate, evict, check, rebuild, export.
+    be absent or null. Stages: scan, rest, protect, replace, push, hydrate, evict, check, rebuild,
+    export.
     {"text": "..."} is a line to show once, whatever the stage.
 
 RESULTS OF MANY (hydrate, dehydrate, free_up, pin, unpin, evict)

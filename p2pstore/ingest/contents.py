@@ -173,6 +173,8 @@ class Contents:
             placed, size = self._place(future.result())
             windows.spare.put(buffer)
             entries.extend(placed)
+            if intake.advance is not None:
+                intake.advance(sum(entry.length for _, entry in placed))
             return size
 
         try:

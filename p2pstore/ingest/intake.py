@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -33,6 +33,7 @@ class Intake(NamedTuple):
     owner: tuple[str, str] = ("", "")
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     follows: Version | None = None
+    advance: Callable[[int], None] | None = None  # hears of each part of a large file in its place
 
 
 class Protected(NamedTuple):
