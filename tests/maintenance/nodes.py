@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +15,20 @@ from p2pstore.clock import ManualClock
 from p2pstore.config import FolderSettings
 from p2pstore.content import (
     BundleHeader,
+    BundleRef,
+    ChunkList,
+    Entry,
     EpochKeys,
+    FileMeta,
     Keyring,
     Kind,
+    Manifest,
     SealedBlock,
     block_id_of,
     bundle_tag,
+    seal_manifest,
 )
-from p2pstore.ids import BundleId, Epoch, FolderId, NodeId
+from p2pstore.ids import BundleId, Epoch, FileId, FolderId, NodeId, group_id_of
 from p2pstore.ingest import Author
 from p2pstore.maintenance import Collector, Evictor, Ledger, Others, Replicator, World
 from p2pstore.maintenance.index import HeadOrder
@@ -85,6 +91,7 @@ class Device(Node):
         self.asked: list[Device] = []  # whose indexes must be seen before anything is collected
         self.told: list[bytes] = []  # heads that it knows
         self.own_heads: list[bytes] = []
+        self.leavers: set[NodeId] = set()  # who is of the group no more
         self.facts = World(
             now=self.clock.wall(),
             holders={},
@@ -174,7 +181,7 @@ class Device(Node):
             "holders": {
                 other.node_id: Holder(other.node_id, "device")
                 for other in self.world.nodes
-                if other is not self
+                if other is not self and other.node_id not in self.leavers
             },
         }
         if not self.facts.eligible:
@@ -257,6 +264,32 @@ class Device(Node):
             return number
 
         return self.catalog.write(change).result()
+
+    def file_of(
+        self, path: bytes, bundle: BundleRow, needs: Sequence[int], *, depth: int = 0
+    ) -> int:
+        """A file with a manifest that names these blocks of the bundle."""
+        entries = self.bundles.index(bundle.bundle_id).blocks.entries
+        chunks = ChunkList(
+            depth,
+            (BundleRef(bundle.bundle_id, bundle.tag),),
+            tuple(Entry(entries[i].block_id, 0, bytes(32), 0, 10) for i in needs),
+            (10,) * len(needs) if depth else (),
+        )
+        manifest = Manifest(
+            file_id=FileId(os.urandom(16)),
+            version={self.node_id: 1},
+            parent=b"",
+            meta=FileMeta(path, 10 * len(needs), 0o644, 0, 0, "", "", 0),
+            hash=bytes(32),
+            chunks=chunks,
+            group=group_id_of(self.group),
+            kind="file",
+        )
+        raw = seal_manifest(manifest, KEYS, self.key, self.certificate, os.urandom(24))
+        number = self.refer(path, [bundle], listed=False)
+        self.catalog.write(lambda db: files.set_manifest(db, number, raw)).result()
+        return number
 
     def row(self, bundle: BundleRow) -> BundleRow:
         found = self.catalog.view(lambda db: blocks.by_rowid(db, bundle.id))

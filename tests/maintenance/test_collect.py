@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from p2pstore.content import Kind
+from p2pstore.errors import P2PStoreError
 from p2pstore.maintenance import recover
 from p2pstore.maintenance.index import superseded_root
 from p2pstore.maintenance.rebuild import State as Rebuilding
 from p2pstore.maintenance.rebuild import save_state
-from p2pstore.store import BundleRow, BundleState, IntentKind, blocks, copies, journal
+from p2pstore.store import BundleRow, BundleState, IntentKind, blocks, copies, dying, journal
 
 from .nodes import DAY_MS, Device, Group
 
@@ -130,16 +131,131 @@ async def test_a_bundle_that_a_version_needs_is_kept(group: Group, what: str) ->
     assert all(other.held.has(row.bundle_id) for other in others)
 
 
-async def test_bundles_of_files_are_never_collected(group: Group) -> None:
-    """Also not when nothing here refers to them: another device's files may."""
+# -- bundles of files ------------------------------------------------------------------------------
+
+
+async def month_later(group: Group, device: Device) -> None:
+    """Seen, and then nobody needed it for 30 days."""
+    await turn(device, 1)
+    group.clock.advance(30 * 86_400 + 60)
+    await turn(device, 1)
+
+
+async def test_a_bundle_that_nothing_needs_goes_everywhere(group: Group) -> None:
     a, *others = await group.devices(3)
     filed = a.protect("one")
     await a.copy_to(*others)
-    a.catalog.write(lambda db: blocks.set_file_bundles(db, [(filed.file, [])])).result()
-    group.clock.advance(400 * 86_400)
-    assert await turn(a) == 0
+    await month_later(group, a)
     assert a.is_here(filed.data)
-    assert a.is_here(filed.meta)
+    a.catalog.write(lambda db: blocks.set_file_bundles(db, [(filed.file, [])])).result()
+    await month_later(group, a)
+    for row in (filed.data, filed.meta):
+        assert a.row(row).state == BundleState.DEAD
+        assert row.bundle_id in a.bundles.trash()
+        assert all(other.held.has(row.bundle_id) for other in others)
+    assert await week_later(group, a) == 2
+    for row in (filed.data, filed.meta):
+        assert not is_known(a, row)
+        assert group.copies_of(row.bundle_id) == 0
+        assert all(row.bundle_id in other.held.trashed() for other in others)
+
+
+async def test_a_bundle_that_only_holders_have_is_released(group: Group) -> None:
+    a, *others = await group.devices(3)
+    filed = a.protect("one")
+    await a.copy_to(*others)
+    assert await a.evict(filed.data) == {}
+    a.catalog.write(lambda db: blocks.set_file_bundles(db, [(filed.file, [])])).result()
+    await month_later(group, a)
+    assert not is_known(a, filed.data)
+    assert all(filed.data.bundle_id in other.held.trashed() for other in others)
+
+
+async def test_who_was_revoked_is_not_waited_for(group: Group) -> None:
+    a, *others = await group.devices(3)
+    row = a.bundle("one")
+    await a.copy_to(*others)
+    gone = others[0]
+    a.leavers.add(gone.node_id)
+    group.network.unreachable.add(group.addresses[gone.node_id])
+    for link in gone.transport.links():
+        link.abort()
+    await month_later(group, a)
+    assert await week_later(group, a) == 1
+    assert not is_known(a, row)
+
+
+async def partly(group: Group) -> tuple[Device, list[Device], BundleRow]:
+    """A file needs the first two blocks of six, and two others hold the bundle."""
+    a, *others = await group.devices(3)
+    row = a.bundle("one")
+    a.file_of(b"file", row, [0, 1])
+    await a.copy_to(*others)
+    return a, others, row
+
+
+async def test_dead_blocks_are_punched_out_here_and_at_holders(group: Group) -> None:
+    a, others, row = await partly(group)
+    entries = a.bundles.index(row.bundle_id).blocks.entries
+    await month_later(group, a)
+    assert a.bundles.live_map(row.bundle_id).indices() == [0, 1]
+    assert a.row(row).seq == 1
+    assert a.row(row).bytes == entries[0].length + entries[1].length
+    for other in others:
+        assert other.held.live_map(row.bundle_id).seq == 1
+        copy = a.copies(row)[other.node_id]
+        assert (copy.state, copy.seq) == (copies.CopyState.PROVED, 1), "proved anew"
+    assert a.catalog.view(copies.counts)[row.id] == 2
+
+
+async def test_a_holder_that_is_away_gets_the_live_map_with_the_next_push(group: Group) -> None:
+    a, (b, c), row = await partly(group)
+    group.network.unreachable.add(group.addresses[b.node_id])
+    for link in b.transport.links():
+        link.abort()
+    await month_later(group, a)
+    assert b.held.live_map(row.bundle_id).seq == 0
+    assert a.catalog.view(copies.counts)[row.id] == 1, "a copy of another list counts no more"
+    group.network.unreachable.clear()
+    group.clock.advance(60)
+    assert await a.replicator.serve(b.node_id)
+    assert b.held.live_map(row.bundle_id).seq == 1
+    assert a.catalog.view(copies.counts)[row.id] == 2
+    assert c.held.live_map(row.bundle_id).seq == 1
+
+
+async def test_what_another_device_relies_on_just_now_is_punched_later(group: Group) -> None:
+    a, (b, _), row = await partly(group)
+    await turn(a, 1)
+    group.clock.advance(31 * 86_400)
+    a.promises.lock(row.bundle_id, b.node_id, 600.0)
+    await turn(a, 1)
+    assert a.row(row).seq == 0
+    group.clock.advance(700)
+    await turn(a, 1)
+    assert a.row(row).seq == 1
+
+
+async def test_a_file_whose_manifest_is_not_known_keeps_its_bundles_whole(group: Group) -> None:
+    a, *_ = await group.devices(1)
+    filed = a.protect("one")  # without a manifest in the catalog
+    await month_later(group, a)
+    assert a.catalog.view(dying.bundles) == []
+    assert a.row(filed.data).seq == 0
+
+
+async def test_an_unreadable_list_ends_the_turn(group: Group) -> None:
+    """It never means that nothing is named."""
+    a, *_ = await group.devices(1)
+    dead, row = a.bundle("dead"), a.bundle("one")
+    a.file_of(b"file", row, [0], depth=1)  # its list is a block that cannot be opened
+    with pytest.raises(P2PStoreError):
+        await turn(a, 1)
+    group.clock.advance(31 * 86_400)
+    with pytest.raises(P2PStoreError):
+        await turn(a, 1)
+    assert a.is_here(dead)
+    assert a.row(row).seq == 0
 
 
 async def test_a_folder_whose_head_is_behind_keeps_everything(group: Group) -> None:
@@ -182,17 +298,15 @@ async def test_a_copy_that_another_device_relies_on_stays(group: Group) -> None:
     assert a.is_here(row)
 
 
-@pytest.mark.parametrize("step", ["to_trash"])
-async def test_killed_in_the_middle(group: Group, step: str) -> None:
+async def test_killed_in_the_middle(group: Group) -> None:
     a, _, row = await settled(group)
-    real = getattr(a.bundles, step)
+    real = a.bundles.to_trash
 
     class Killed(BaseException):
         pass
 
     def dies(bundle_id: Any) -> None:
-        if step == "to_trash":
-            real(bundle_id)
+        real(bundle_id)
         a.bundles.trash = list  # type: ignore[method-assign]
         a.catalog.write = _refuse  # type: ignore[method-assign]
         raise Killed
@@ -200,10 +314,10 @@ async def test_killed_in_the_middle(group: Group, step: str) -> None:
     def _refuse(*_: Any) -> Any:
         raise Killed
 
-    setattr(a.bundles, step, dies)
+    a.bundles.to_trash = dies  # type: ignore[method-assign]
     with pytest.raises(Killed):
         await turn(a)
-    for name in (step, "trash"):
+    for name in ("to_trash", "trash"):
         a.bundles.__dict__.pop(name, None)
     a.catalog.__dict__.pop("write", None)
     recover(a.catalog, a.bundles)
