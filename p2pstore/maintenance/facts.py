@@ -7,39 +7,26 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from p2pstore.config import FolderSettings
 from p2pstore.content import Kind
 from p2pstore.ids import FolderId, NodeId
-from p2pstore.maintenance.index import HeadOrder, index_root
-from p2pstore.policy import Copy, Facts, Holder, counted
+from p2pstore.maintenance.counting import counted, is_at, parameters
+from p2pstore.maintenance.index import index_root
+from p2pstore.maintenance.world import World
+from p2pstore.policy import Copy, Facts, Holder, choose_holders
+from p2pstore.policy import counted as counted_copies
 from p2pstore.policy import target as target_of
 from p2pstore.store import BundleRow, BundleState, Catalog, State, blocks, copies, folders
 
 EVICTABLE = frozenset((State.PLACEHOLDER, State.PROTECTED))
 WHY_NOT = {State.HYDRATING: "being brought back", State.CONFLICT: "in conflict"}
 META_EXTRA = 1  # meta bundles get one copy more than the data that they describe
-RENEW_MS = 30 * 86_400_000  # a proof so old is asked for anew, which makes the lease longer
+TOGETHER_MS = 60_000  # bundles written within a minute go the same way, where they can
 
 _SETTINGS = msgspec.msgpack.Decoder(FolderSettings)
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What is the same for all bundles while one plan is made."""
-
-    now: float
-    holders: Mapping[NodeId, Holder]  # everybody that may hold for us
-    eligible: int  # of them, those that could hold something now
-    heads: Mapping[FolderId, HeadOrder]
-    clean: frozenset[FolderId]  # folders whose head covers everything that is protected
-    state: tuple[int, int]  # (generation, seq) of the newest group state
-    words_confirmed: bool
-    second_device: bool
-    rebuilding: bool
 
 
 class Ledger:
@@ -58,8 +45,8 @@ class Ledger:
     def lacking(
         self, world: World, holder: NodeId, limit: int, *, after: int = 0
     ) -> list[BundleRow]:
-        """Sealed bundles of ours that want a copy at this holder, or a fresh proof of the one that
-        it has; those behind row `after`, meta bundles first: without them the data is noise.
+        """Sealed bundles of ours that this holder is to be given a copy of; those behind row
+        `after`, meta bundles first: without them the data is noise.
 
         Called every minute for each holder, over all bundles: SQLite looks through them, and only
         what may be wanted is judged here.
@@ -70,17 +57,18 @@ class Ledger:
             wanted: list[BundleRow] = []
             for kind in (Kind.META, Kind.DATA):
                 rules = _Rules(settings, is_meta=kind == Kind.META, eligible=world.eligible)
-                values = _parameters(world, holder, int(kind), after)
-                for raw in db.execute(_LACKING_ROWS, {**values, "goal": rules.greatest}):
+                query = (
+                    f"SELECT {COLUMNS}, {counted(world)} AS n {_lacking(world, holder)}"
+                    " AND n<:goal ORDER BY b.id"
+                )
+                values = _values(world, holder, int(kind), after)
+                for raw in db.execute(query, {**values, "goal": rules.greatest}):
                     row = BundleRow(*raw[:-1])
-                    if raw[-1] < rules.goal(db, row):
+                    lacks = rules.goal(db, row) - raw[-1]
+                    if lacks > 0 and is_for(db, world, row, holder, lacks):
                         wanted.append(row)
                         if len(wanted) == limit:
                             return wanted
-                for raw in db.execute(_STALE_ROWS, values):
-                    wanted.append(BundleRow(*raw))
-                    if len(wanted) == limit:
-                        return wanted
             return wanted
 
         return self._catalog.view(look)
@@ -91,19 +79,58 @@ class Ledger:
 
     def lacking_bytes(self, world: World, holder: NodeId) -> int:
         """About how much `lacking` has to send: bundles that other folders refer to as well may
-        want more copies than this counts."""
+        want more copies than this counts, and others may be given some of it."""
         settings = self.settings()
 
         def look(db: sqlite3.Connection) -> int:
             total = 0
             for kind in (Kind.META, Kind.DATA):
                 rules = _Rules(settings, is_meta=kind == Kind.META, eligible=world.eligible)
-                query = f"SELECT coalesce(sum(b.bytes), 0) {_LACKING} AND {_COPIES}<{rules.in_sql}"
-                values = _parameters(world, holder, int(kind), 0)
+                query = (
+                    f"SELECT coalesce(sum(b.bytes), 0) {_lacking(world, holder)}"
+                    f" AND {counted(world)}<{rules.in_sql}"
+                )
+                values = _values(world, holder, int(kind), 0)
                 total += int(db.execute(query, values).fetchone()[0])
             return total
 
         return self._catalog.view(look)
+
+    def evicted_lacking(
+        self, world: World, limit: int, *, left_out: Collection[int] = ()
+    ) -> list[tuple[BundleRow, Sequence[Copy], int, int]]:
+        """Bundles of ours that do not lie here and have too few copies: with those copies,
+        min_copies and target. Those with the fewest come first."""
+        settings = self.settings()
+
+        def look(db: sqlite3.Connection) -> list[tuple[BundleRow, Sequence[Copy], int, int]]:
+            found: list[tuple[BundleRow, Sequence[Copy], int, int]] = []
+            for kind in (Kind.META, Kind.DATA):
+                rules = _Rules(settings, is_meta=kind == Kind.META, eligible=world.eligible)
+                query = (
+                    f"SELECT {COLUMNS}, {counted(world)} AS n FROM bundles b"
+                    " WHERE b.state='evicted' AND b.own=1 AND b.kind=:kind AND n<:goal"
+                    " ORDER BY n, b.id LIMIT :most"
+                )
+                most = limit + len(left_out)
+                values = {**parameters(world), "kind": int(kind), "most": most}
+                for raw in db.execute(query, {**values, "goal": rules.greatest}):
+                    row = BundleRow(*raw[:-1])
+                    low, goal = rules.both(db, row)
+                    if raw[-1] < goal and row.id not in left_out:
+                        known = copies.of_bundle(db, row.id)
+                        found.append((row, copies_of(world, row, known), low, goal))
+            return found[:limit]
+
+        return self._catalog.view(look)
+
+    def counts(self, world: World) -> dict[int, int]:
+        """bundle row -> copies that count; bundles without any are left out."""
+        query = (
+            f"SELECT b.id, {counted(world)} AS n FROM bundles b"
+            " WHERE b.id IN (SELECT bundle FROM copies) AND n>0"
+        )
+        return self._catalog.view(lambda db: dict(db.execute(query, parameters(world)).fetchall()))
 
     def facts(self, world: World, rows: Sequence[BundleRow], *, for_room: bool) -> list[Facts]:
         """One for each row, without confirmations."""
@@ -147,9 +174,10 @@ class Ledger:
             is_sealed=row.state in (BundleState.SEALED, BundleState.EVICTING),
             min_copies=low,
             target=high,
-            copies=self._copies(world, row, known),
+            copies=copies_of(world, row, known),
             meta_copies=[
-                counted(self._copies(world, m, meta_copies.get(m.id, [])), world.now) for m in meta
+                counted_copies(copies_of(world, m, meta_copies.get(m.id, [])), world.now)
+                for m in meta
             ],
             has_meta=is_complete,
             head_acks=self._acked(world, ids, acks),
@@ -159,19 +187,6 @@ class Ledger:
             rebuilding=world.rebuilding,
             in_the_way=_in_the_way(db, row.id),
         )
-
-    def _copies(self, world: World, row: BundleRow, known: Iterable[copies.Copy]) -> list[Copy]:
-        """Copies of the bundle's present live map, at nodes that may still hold for us."""
-        return [
-            Copy(
-                holder=world.holders[c.holder],
-                proved_at=c.proved_at / 1000,
-                lease_until=c.lease_until / 1000,
-                failed=c.state != copies.CopyState.PROVED or c.seq != row.seq,
-            )
-            for c in known
-            if c.holder in world.holders
-        ]
 
     def _acked(
         self,
@@ -239,10 +254,13 @@ class _Rules:
 
     def goal(self, db: sqlite3.Connection, row: BundleRow) -> int:
         """The greatest of all folders that refer to the bundle."""
-        if self._is_one:
-            return self.greatest
+        return self.greatest if self._is_one else self.both(db, row)[1]
+
+    def both(self, db: sqlite3.Connection, row: BundleRow) -> tuple[int, int]:
+        """(min_copies, target), each the greatest of all folders that refer to the bundle."""
         numbers = blocks.folders_of_bundle(db, row.id)
-        return self._of([self._rules[number] for number in numbers if number in self._rules])
+        rules = [self._rules[number] for number in numbers if number in self._rules]
+        return _goal(rules, is_meta=self._is_meta, eligible=self._eligible)
 
 
 def _goal(rules: Sequence[FolderSettings], *, is_meta: bool, eligible: int) -> tuple[int, int]:
@@ -253,32 +271,70 @@ def _goal(rules: Sequence[FolderSettings], *, is_meta: bool, eligible: int) -> t
     return low, target_of(wanted, low, eligible)
 
 
-_COLUMNS = ", ".join(f"b.{name}" for name in BundleRow._fields)
-_COPIES = (
-    "(SELECT count(*) FROM copies c WHERE c.bundle=b.id AND c.state='proved' AND c.seq=b.seq"
-    " AND c.lease_until>:now)"
-)
-_AT_HOLDER = (
-    "SELECT 1 FROM copies c WHERE c.bundle=b.id AND c.holder=:holder AND c.state='proved'"
-    " AND c.seq=b.seq AND c.lease_until>:now"
-)
-_OURS = "FROM bundles b WHERE b.id>:after AND b.state='sealed' AND b.own=1 AND b.kind=:kind"
-_MOVING = "SELECT 1 FROM copies c WHERE c.bundle=b.id AND c.holder=:holder AND c.state='moving'"
-_LACKING = f"{_OURS} AND NOT EXISTS ({_AT_HOLDER}) AND NOT EXISTS ({_MOVING})"
-_LACKING_ROWS = f"SELECT {_COLUMNS}, {_COPIES} AS n {_LACKING} AND n<:goal ORDER BY b.id"
-_STALE_ROWS = (
-    f"SELECT {_COLUMNS} {_OURS} AND EXISTS ({_AT_HOLDER} AND c.proved_at<:stale) ORDER BY b.id"
-)
+COLUMNS = ", ".join(f"b.{name}" for name in BundleRow._fields)
 
 
-def _parameters(world: World, holder: NodeId, kind: int, after: int) -> dict[str, object]:
-    now = int(world.now * 1000)
-    return {"now": now, "stale": now - RENEW_MS, "holder": holder, "kind": kind, "after": after}
+def _lacking(world: World, holder: NodeId) -> str:
+    """Bundles of ours of which that holder has no good copy, and is not asking to be rid of it."""
+    who = world.holders.get(holder, Holder(holder, "device"))
+    moving = "SELECT 1 FROM copies c WHERE c.bundle=b.id AND c.holder=:holder AND c.state='moving'"
+    return (
+        "FROM bundles b WHERE b.id>:after AND b.state='sealed' AND b.own=1 AND b.kind=:kind"
+        f" AND NOT {is_at(who)} AND NOT EXISTS ({moving})"
+    )
+
+
+def _values(world: World, holder: NodeId, kind: int, after: int) -> dict[str, object]:
+    return {**parameters(world), "holder": holder, "kind": kind, "after": after}
+
+
+def copies_of(world: World, row: BundleRow, known: Iterable[copies.Copy]) -> list[Copy]:
+    """Copies of the bundle's present live map, at nodes that may still hold for us."""
+    return [
+        Copy(
+            holder=world.holders[c.holder],
+            proved_at=_seconds(c.proved_at) if _is_proved(c, row) else None,
+            lease_until=c.lease_until / 1000,
+            failed=c.state not in (copies.CopyState.PROVED, copies.CopyState.SUSPECT),
+            audited_at=_seconds(c.audited_at),
+            suspect_since=_seconds(c.owed_since),
+            since=_seconds(c.since),
+        )
+        for c in known
+        if c.holder in world.holders
+    ]
+
+
+def _is_proved(copy: copies.Copy, row: BundleRow) -> bool:
+    return copy.state == copies.CopyState.PROVED and copy.seq == row.seq
+
+
+def _seconds(at_ms: int) -> float | None:
+    return at_ms / 1000 if at_ms else None
+
+
+def is_for(
+    db: sqlite3.Connection, world: World, row: BundleRow, holder: NodeId, lacks: int
+) -> bool:
+    """Whether `holder` is among those that are chosen for the copies that the bundle lacks."""
+    has = {c.holder for c in copies.of_bundle(db, row.id) if c.state in copies.HAVING}
+    if sum(taker.holder.node not in has for taker in world.takers) <= lacks:
+        return True
+    chosen = choose_holders(
+        world.takers,
+        holding=[world.holders[node] for node in has if node in world.holders],
+        size=row.bytes,
+        now=world.now,
+        count=lacks,
+        siblings=blocks.siblings(db, row.id),
+        seed=b"%d %d" % (row.folder or 0, row.created // TOGETHER_MS),
+    )
+    return any(candidate.holder.node == holder for candidate in chosen)
 
 
 def _index_bundles(db: sqlite3.Connection, folder_id: FolderId) -> list[BundleRow]:
     """What the folder's index lies in."""
-    query = f"SELECT {_COLUMNS} FROM roots r JOIN bundles b ON b.id=r.bundle WHERE r.root=?"
+    query = f"SELECT {COLUMNS} FROM roots r JOIN bundles b ON b.id=r.bundle WHERE r.root=?"
     return [BundleRow(*row) for row in db.execute(query, (index_root(folder_id),))]
 
 

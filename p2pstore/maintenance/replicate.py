@@ -14,7 +14,8 @@ from collections.abc import Callable
 from p2pstore.clock import Clock
 from p2pstore.errors import Busy, NotAllowed, P2PStoreError
 from p2pstore.ids import BundleId, NodeId, short
-from p2pstore.maintenance.facts import Ledger, World
+from p2pstore.maintenance.facts import Ledger
+from p2pstore.maintenance.world import World
 from p2pstore.store import BundleDamaged, BundleMissing, BundleRow, Catalog, StaleMap, copies
 from p2pstore.swarm import Pusher
 from p2pstore.wire import Unknown

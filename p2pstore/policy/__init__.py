@@ -27,6 +27,7 @@ from p2pstore.policy.classes import (
 from p2pstore.policy.copies import (
     counted,
     counted_holders,
+    counts_as,
     eligible,
     is_counted,
     target,
@@ -62,9 +63,11 @@ from p2pstore.policy.repair import (
 )
 from p2pstore.policy.rest import in_work_for
 from p2pstore.policy.standing import (
+    SUSPECT_AFTER_S,
     Copy,
     Holder,
     Standing,
+    is_away,
     is_barred,
     is_disowned,
     seen_by_us,
@@ -84,6 +87,7 @@ __all__ = [
     "FRESH_PROOF_S",
     "LOCK_MARGIN_S",
     "OPEN_IN_EDITOR",
+    "SUSPECT_AFTER_S",
     "VETTING_AUDITS",
     "Action",
     "Ask",
@@ -116,12 +120,14 @@ __all__ = [
     "classify",
     "counted",
     "counted_holders",
+    "counts_as",
     "earned",
     "editor_marks",
     "eligible",
     "enough_to_release",
     "house",
     "in_work_for",
+    "is_away",
     "is_barred",
     "is_confirmed",
     "is_counted",

@@ -15,17 +15,26 @@ from p2pstore.policy.placing import Candidate
 from p2pstore.policy.standing import LOST_AFTER_S, Copy, Holder, Standing, standing_of
 
 
+def counts_as(holder: Holder) -> bytes | None:
+    """The unit that this holder's copy is: copies of one unit are one. None: it is none by itself,
+    as that of a carrier, or of somebody who has not been vetted."""
+    if holder.role in ("device", "admin"):
+        return b"n" + holder.node
+    if holder.role == "friend" and holder.vetted:
+        return b"o" + holder.owner
+    if holder.role == "stranger" and holder.vetted and holder.prefix:
+        return b"p" + holder.prefix.encode()
+    return None
+
+
 def counted_holders(holders: Iterable[Holder]) -> int:
     """How many independent copies these holders are."""
-    units: set[bytes | tuple[str, bytes | str]] = set()
+    units: set[bytes] = set()
     carrier = False
     for holder in holders:
-        if holder.role in ("device", "admin"):
-            units.add(holder.node)
-        elif holder.role == "friend" and holder.vetted:
-            units.add(("owner", holder.owner))
-        elif holder.role == "stranger" and holder.vetted and holder.prefix:
-            units.add(("prefix", holder.prefix))
+        unit = counts_as(holder)
+        if unit is not None:
+            units.add(unit)
         elif holder.role == "carrier":
             carrier = True
     return len(units) + (1 if carrier and units else 0)

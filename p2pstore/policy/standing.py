@@ -68,6 +68,11 @@ def standing_of(copy: Copy, now: float) -> Standing:
     return Standing.LIVE
 
 
+def is_away(holder: Holder, now: float) -> bool:
+    """Whether it has not been seen for so long that its copies do not count for now."""
+    return holder.last_seen is not None and now - holder.last_seen >= SUSPECT_AFTER_S
+
+
 def is_disowned(copy: Copy) -> bool:
     """Whether a lie of its holder, about whatever bundle, is newer than the copy's own proof."""
     lied_at = copy.holder.lied_at

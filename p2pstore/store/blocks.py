@@ -8,7 +8,7 @@ either they see the claim or the claim sees that the bundle is going (SAFETY.md 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -61,6 +61,8 @@ class DedupRow(NamedTuple):
     offset: int
     length: int
 
+
+SIBLING_FILES = 4  # of a bundle that are asked where their other bundles lie
 
 _FIELDS = BundleRow._fields[:-1]
 _COLUMNS = ", ".join(BundleRow._fields)
@@ -295,6 +297,17 @@ def evicted_bytes_of_folder(db: sqlite3.Connection, folder: int) -> int:
     """Bytes of the folder's bundles that lie with holders only."""
     query = "SELECT coalesce(sum(bytes), 0) FROM bundles WHERE folder=? AND state='evicted'"
     return int(db.execute(query, (folder,)).fetchone()[0])
+
+
+def siblings(db: sqlite3.Connection, bundle: int) -> Mapping[bytes, int]:
+    """holder -> how many other bundles of files of this one it has proved; a few files tell."""
+    query = (
+        "SELECT c.holder, count(DISTINCT c.bundle) FROM"
+        " (SELECT file FROM file_bundles WHERE bundle=?1 LIMIT ?2) f"
+        " JOIN file_bundles r ON r.file=f.file AND r.bundle<>?1"
+        " JOIN copies c ON c.bundle=r.bundle AND c.state='proved' GROUP BY c.holder"
+    )
+    return dict(db.execute(query, (bundle, SIBLING_FILES)).fetchall())
 
 
 def companions(db: sqlite3.Connection, bundle: int, kind: int) -> list[BundleRow]:

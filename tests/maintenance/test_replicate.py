@@ -107,26 +107,12 @@ async def test_what_counts_no_more_is_sent_again(group: Group) -> None:
         {"state": copies.CopyState.SUSPECT},
         {"seq": 4},
         {"lease_until": now - 1},
-        {"proved_at": now - 31 * DAY_MS},
+        {"proved_at": 0},
     ):
         a.note_copy(row, b, **changes)
         assert row.id in {r.id for r in lacks(a, b)}, changes
     a.note_copy(row, b, proved_at=now - 29 * DAY_MS)
     assert row.id not in {r.id for r in lacks(a, b)}
-
-
-async def test_an_old_proof_is_renewed_with_its_lease(group: Group) -> None:
-    a, b = await group.devices(2)
-    row = a.protect("one").data
-    await a.replicator.serve(b.node_id)
-    group.clock.advance(40 * 86_400)
-
-    assert await a.replicator.serve(b.node_id)
-
-    now = int(group.clock.wall() * 1000)
-    assert a.copies(row)[b.node_id].proved_at == now
-    assert a.copies(row)[b.node_id].lease_until == now + 180 * DAY_MS
-    assert "PutBlock" not in b.served
 
 
 async def test_bundles_that_are_not_here_or_not_ours_are_not_sent(group: Group) -> None:
