@@ -71,6 +71,7 @@ class Node:
         self.out_path = base / f"{name}.out"
         self.listen = "127.0.0.1:0"
         self.ui = "127.0.0.1:0"
+        self.mdns = False  # tests that run at once must not meet
         own = base / f"{name}-user"
         for directory in ("home", "run", "tmp"):
             (own / directory).mkdir(parents=True, mode=0o700)
@@ -148,7 +149,9 @@ class Node:
         with open(self.out_path, "wb") as out, open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 self.command(
-                    *("run", "--listen", self.listen, "--ui", self.ui, "--no-mdns"), *options
+                    *("run", "--listen", self.listen, "--ui", self.ui),
+                    *(() if self.mdns else ("--no-mdns",)),
+                    *options,
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -278,7 +281,7 @@ class Node:
             lambda: self.status()["space"]["trash_bytes"] == 0, "trash empty", timeout_s=timeout_s
         )
 
-    def wait_connected(self, *others: Node) -> None:
+    def wait_connected(self, *others: Node, timeout_s: float = 20.0) -> None:
         """Until links to all of these stand."""
         names = {other.name for other in others}
 
@@ -286,7 +289,9 @@ class Node:
             peers = self.call("peers")["peers"]
             return names <= {peer["name"] for peer in peers if peer["connected"]}
 
-        until(linked, f"{self.name} connected to {names}", tell=lambda: self.call("peers"))
+        until(
+            linked, f"{self.name} connected to {names}", timeout_s, tell=lambda: self.call("peers")
+        )
 
 
 def join(inviter: Node, joiner: Node, *, start: bool = True) -> None:
