@@ -20,10 +20,11 @@ from p2pstore.maintenance.collect.age import Age
 from p2pstore.maintenance.collect.others import Others
 from p2pstore.maintenance.collect.roots import Roots
 from p2pstore.maintenance.collect.seeing import Ripe, Say, Seeing
-from p2pstore.maintenance.facts import Ledger, World
+from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.index import superseded_since
 from p2pstore.maintenance.reaching import Reaching, meta_bundles
 from p2pstore.maintenance.rebuild import state as rebuild_state
+from p2pstore.maintenance.world import World
 from p2pstore.restore import BlockSource
 from p2pstore.store import (
     BundleRow,
@@ -195,19 +196,27 @@ class Collector:
             log.info("Bundle %s is collected later: %s", short(row.bundle_id), exc)
 
     def _punch(self, one: Ripe) -> bool:
-        """Map, synced; row; then the holes: what a crash leaves is the next turn's to finish."""
+        """Map, synced; row; then the holes: what a crash leaves is the next turn's to finish.
+
+        Under the row EVICTING, so that nobody takes the bundle away meanwhile.
+        """
         row = one.row
         self._promises.begin_removal(row.bundle_id)  # Busy: another device relies on it just now
         try:
-            if not self._catalog.view(partial(_is_still_dying, one)):
+            now_ms = int(self._clock.wall() * 1000)
+            intent = self._catalog.write(partial(_begin_punch, one, now_ms)).result()
+            if intent is None:
                 return False
-            live = self._store.live_map(row.bundle_id).without(set(one.dead))
-            author = self._author()
-            if not self._store.set_live_map(row.bundle_id, sign_live_map(live, author.key)):
-                return False
-            self._catalog.write(partial(_punched, one, live, self._left(live))).result()
-            self._store.punch(row.bundle_id)
-            return True
+            try:
+                live = self._store.live_map(row.bundle_id).without(set(one.dead))
+                signed = sign_live_map(live, self._author().key)
+                if not self._store.set_live_map(row.bundle_id, signed):
+                    return False
+                self._catalog.write(partial(_punched, one, live, self._left(live))).result()
+                self._store.punch(row.bundle_id)
+                return True
+            finally:
+                self._catalog.write(partial(_take_back, row, intent)).result()
         finally:
             self._promises.end_removal(row.bundle_id)
 
@@ -318,6 +327,13 @@ def _by_id(row: BundleRow, db: sqlite3.Connection) -> BundleRow | None:
 
 def _postpone(row: BundleRow, age: int, db: sqlite3.Connection) -> None:
     dying.postpone(db, row.id, age)
+
+
+def _begin_punch(one: Ripe, now_ms: int, db: sqlite3.Connection) -> int | None:
+    if not _is_still_dying(one, db) or not blocks.begin_evict(db, one.row.id):
+        return None
+    body = msgspec.msgpack.encode(one.row.bundle_id)
+    return journal.open_intent(db, IntentKind.EVICT, body, now_ms)
 
 
 def _is_still_dying(one: Ripe, db: sqlite3.Connection) -> bool:
