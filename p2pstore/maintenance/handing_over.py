@@ -64,6 +64,7 @@ class HandingOver:
         self._untold: set[NodeId] = set()  # linked since it was last told how it stands
         self._asking: dict[NodeId, asyncio.Lock] = {}  # two questions would overtake each other
         self._wake: Callable[[], None] = lambda: None
+        self._told: Callable[[NodeId], None] = lambda _: None
 
     @property
     def is_leaving(self) -> bool:
@@ -76,6 +77,10 @@ class HandingOver:
     def woken_by(self, wake: Callable[[], None]) -> None:
         """`wake` makes `turn` run soon."""
         self._wake = wake
+
+    def then(self, told: Callable[[NodeId], None]) -> None:
+        """`told` hears of each owner that was told, at a new link, that this node stays."""
+        self._told = told
 
     def kept(self) -> dict[NodeId, Kept]:
         """What is here of whom; what came back from others of our own is nobody's. In a thread."""
@@ -123,7 +128,7 @@ class HandingOver:
         """Send MOVE. Unavailable when there is no link; NoRoom and others as the owner says."""
         async with self._asking.setdefault(owner, asyncio.Lock()):
             link = self._link(owner)
-            if link is None:
+            if link is None or (why == "room" and owner in self._untold):
                 raise Unavailable("It cannot be reached now.")
             answer, _ = await link.request(Move(tuple(bundles), why))
             if not isinstance(answer, Ok):
@@ -143,21 +148,27 @@ class HandingOver:
         """Tell each that was linked how it stands."""
         loop.say("tells owners whether this node stays")
         owners = await in_thread(self._pool, self.kept)
-        again = set[NodeId]()
-        while self._untold:
-            node = self._untold.pop()
-            if node not in owners:
-                continue
-            try:
-                await self.ask(node, "leaving" if self._is_leaving else "staying")
-            except NoRoom as exc:
-                log.debug("%s", exc)  # noted all the same; told to whoever waits for the end
-            except P2PStoreError as exc:
-                log.info("An owner was not told whether this node stays: %s", exc)
-                if self._link(node) is not None:  # otherwise it is told at the next link
-                    again.add(node)
-        self._untold |= again
-        return AGAIN_S if again else None
+        failed = False
+        for node in list(self._untold):
+            if node in owners and not await self._tell_how_it_stands(node):
+                failed = True
+            else:
+                self._untold.discard(node)
+        return AGAIN_S if failed else None
+
+    async def _tell_how_it_stands(self, node: NodeId) -> bool:
+        """False: it must be told again."""
+        is_leaving = self._is_leaving
+        try:
+            await self.ask(node, "leaving" if is_leaving else "staying")
+        except NoRoom as exc:
+            log.debug("%s", exc)  # noted all the same; told to whoever waits for the end
+        except P2PStoreError as exc:
+            log.info("An owner was not told whether this node stays: %s", exc)
+            return self._link(node) is None  # then it is told at the next link
+        if not is_leaving:
+            self._told(node)
+        return True
 
 
 def _remove(path: Path) -> None:

@@ -44,10 +44,16 @@ class Relief:
         self._me = me
         self._pool = pool
         self._asked: dict[NodeId, set[BundleId]] = {}
+        self._wake: Callable[[], None] = lambda: None
 
-    def linked(self, owner: NodeId) -> None:
-        """It hears now that this node stays, so whatever it was asked before must be asked anew."""
+    def woken_by(self, wake: Callable[[], None]) -> None:
+        """`wake` makes `turn` run soon."""
+        self._wake = wake
+
+    def asks_anew(self, owner: NodeId) -> None:
+        """It has just heard, at a new link, that this node keeps everything."""
         self._asked.pop(owner, None)
+        self._wake()
 
     async def turn(self, loop: Loop) -> float | None:
         """One look at the disk; soon another one while owners move something."""

@@ -292,7 +292,8 @@ class Node:
         loops = self.maintenance.loops
         self.mover.woken_by(loops.add("move", self.mover.turn, period_s=MOVE_S).wake)
         self.handing.woken_by(loops.add("hand over", self.handing.turn).wake)
-        loops.add("relief", self.relief.turn, period_s=RELIEF_S)
+        self.relief.woken_by(loops.add("relief", self.relief.turn, period_s=RELIEF_S).wake)
+        self.handing.then(self.relief.asks_anew)
 
     async def _blocks_of(self, raw: bytes) -> list[Wanted]:
         """Every block that a manifest's content needs."""
@@ -396,7 +397,6 @@ class Node:
 
     def _linked(self, node_id: NodeId) -> None:
         self.maintenance.linked(node_id)
-        self.relief.linked(node_id)
         self.handing.linked(node_id)
 
     # -- what frontends ask -----------------------------------------------------------------------

@@ -215,3 +215,22 @@ def test_ctrl_c_leaves_it_going_on_and_cancel_ends_it(
     node.start()
     copied(node, folder, 1)
     assert held_bytes(nas) > 0
+
+
+def test_a_holder_without_room_has_its_copies_moved(
+    vault: tuple[Node, Path], new_node: NewNode
+) -> None:
+    node, folder = vault
+    nas, desk = new_node("nas"), new_node("desk")
+    join(node, nas)
+    copied(node, folder, 1)
+    join(node, desk)
+    copied(node, folder, 2)
+    nas.stop()
+    nas.env["P2PSTORE_KEEP_FREE"] = "1000TiB"
+    nas.start()
+    until(lambda: held_bytes(nas) == 0, "nothing is kept there any more", 40.0)
+    bundles = nas.home / "held" / "bundles"
+    until(lambda: not list(bundles.rglob("*.bundle")), "the trash of it is gone too")
+    assert held_bytes(desk) > 0
+    copied(node, folder, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pstore.errors import NoRoom, P2PStoreError
+from p2pstore.errors import NoRoom, P2PStoreError, Unavailable
 from p2pstore.ids import BundleId, NodeId
 from p2pstore.maintenance import HandingOver, Relief
 from p2pstore.store import HeldStore
@@ -40,6 +40,7 @@ class Holder:
             me=device.node_id,
             pool=self.group.pool,
         )
+        self.handing.then(self.relief.asks_anew)
 
     async def owned_by(self, owner: Device, *names: str) -> list[BundleId]:
         """Bundles of that owner, which is linked and listens to MOVE."""
@@ -218,9 +219,12 @@ async def test_after_a_new_link_room_is_asked_for_again(group: Group) -> None:
     await holder.owned_by(a, "one")
     holder.free = -1
     await holder.relief.turn(NO_LOOP)
-    holder.relief.linked(a.node_id)
+    holder.handing.linked(a.node_id)
+    with pytest.raises(Unavailable):
+        await holder.handing.ask(a.node_id, "room")  # it would be taken back by "staying"
+    await holder.handing.turn(NO_LOOP)
     await holder.relief.turn(NO_LOOP)
-    assert holder.heard == [(a.name, "room", 1)] * 2
+    assert [why for _, why, _ in holder.heard] == ["room", "staying", "room"]
 
 
 @pytest.mark.parametrize("missing", [0, 1])
