@@ -52,6 +52,7 @@ MIN_BLOCK = 32 + 16  # one padding step, and the authenticator
 BLOCK_AAD = b"p2pstore 2026 block 1"
 KEY_SIZE = 32
 
+_RECENT = 16  # blocks whose payloads are kept by each thread
 _SHARED_MOST = 128 * 1024  # a longer block holds one chunk: keeping it would only take memory
 
 _HEAD = struct.Struct(">BI")
@@ -117,24 +118,26 @@ class Sealer:
 class Unsealer:
     """Opens blocks of any epoch: each is opened with its own key. One per thread."""
 
-    __slots__ = ("_decompress", "_last")
+    __slots__ = ("_decompress", "_recent")
 
     def __init__(self) -> None:
         self._decompress = ZstdDecompressor(max_window_size=_MAX_WINDOW).decompress
-        self._last: tuple[object, bytes, bytes] = (None, b"", b"")
+        self._recent: dict[int, tuple[bytes, bytes, bytes]] = {}  # block, key and payload by id()
 
     def unseal(self, block: bytes, key: bytes) -> bytes:
         """The payload; IntegrityError for anything but what `Sealer` makes with that key.
 
-        Chunks that share a block are asked for one after another: for the very object of the call
-        before, and the same key, the answer is still at hand.
+        Chunks that share a block are asked for one soon after another: for the very object of a
+        call shortly before, and the same key, the answer is still at hand.
         """
-        last_block, last_key, payload = self._last
-        if block is last_block and key == last_key:
-            return payload
+        recent = self._recent.get(id(block))
+        if recent is not None and recent[0] is block and recent[1] == key:
+            return recent[2]
         payload = self._unseal(block, key)
         if type(block) is bytes and len(block) <= _SHARED_MOST:
-            self._last = (block, key, payload)
+            if len(self._recent) == _RECENT:
+                del self._recent[next(iter(self._recent))]
+            self._recent[id(block)] = (block, key, payload)
         return payload
 
     def _unseal(self, block: bytes, key: bytes) -> bytes:

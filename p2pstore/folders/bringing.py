@@ -163,11 +163,16 @@ class Bringing:
     ) -> list[_Read | P2PStoreError]:
         """The manifests as they lie on disk. Runs in a thread."""
         outcomes: list[_Read | P2PStoreError] = []
+        rows = [placeholder.row.id for placeholder in placeholders if placeholder.row is not None]
+        recorded = self._catalog.view(lambda db: files.manifests(db, rows))
         with Directories(root) as directories:
             for placeholder in placeholders:
+                row = placeholder.row
                 try:
                     raw = _read_raw(directories, placeholder.name)
-                    outcomes.append(_Read(placeholder, raw, self._restore.open(raw)))
+                    is_recorded = row is not None and recorded.get(row.id) == raw
+                    opened = self._restore.open(raw, is_recorded=is_recorded)
+                    outcomes.append(_Read(placeholder, raw, opened))
                 except P2PStoreError as exc:
                     outcomes.append(exc)
         return outcomes

@@ -51,6 +51,7 @@ from p2pstore.store import Catalog, FileRow, IntentKind, State, blocks, files, j
 
 log = logging.getLogger(__name__)
 
+_encode = msgspec.msgpack.Encoder().encode
 KEPT = (b"user.", b"system.posix_acl_")
 
 
@@ -358,7 +359,7 @@ class Taking:
             replaced_before=0 if row is None else row.replaced_before,
             last_use=self._now_ms() if edited else 0 if row is None else row.last_use,
             pinned=0 if row is None else row.pinned,
-            manifest_ref=msgspec.msgpack.encode(protected.place),
+            manifest_ref=_encode(protected.place),
         )
 
     def _placeholder_of(self, root: Root, row: FileRow | None) -> _There | None:
@@ -409,7 +410,7 @@ class _Recorded(NamedTuple):
 
 def encode_version(vector: Mapping[NodeId, int]) -> bytes:
     """As the catalog keeps it; equal vectors have equal bytes."""
-    return msgspec.msgpack.encode(dict(sorted(vector.items())))
+    return _encode(vector if len(vector) == 1 else dict(sorted(vector.items())))
 
 
 def decode_version(raw: bytes) -> dict[NodeId, int]:

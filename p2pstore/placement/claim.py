@@ -40,6 +40,15 @@ class Identity(NamedTuple):
         return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
+def is_as_it_was(now: os.stat_result, then: os.stat_result) -> bool:
+    """The same file with the same content; a rename changes no more than its ctime."""
+    return (
+        now.st_mtime_ns == then.st_mtime_ns
+        and now.st_size == then.st_size
+        and now.st_ino == then.st_ino
+    )
+
+
 class Turned(NamedTuple):
     """A path that could not be claimed. `later` says whether to try again by itself."""
 
@@ -77,11 +86,12 @@ class Claim:
 
     def is_good(self) -> bool:
         """The lease was never broken and the file is unchanged since `stat`."""
+        phase = self.phase
         return (
-            self.phase in (Phase.HELD, Phase.RENAMED)
+            (phase is Phase.HELD or phase is Phase.RENAMED)
             and self.leased
             and self._keeper.held(self.fd)
-            and Identity.of(os.fstat(self.fd))[:3] == Identity.of(self.stat)[:3]
+            and is_as_it_was(os.fstat(self.fd), self.stat)
         )
 
     def move(self, rename: Callable[[], None], undo: Callable[[], None]) -> bool:
@@ -90,8 +100,8 @@ class Claim:
         The check after the rename is the point: an opener that came before it holds the inode.
         """
         with self._lock:
-            if self.phase is not Phase.HELD or not self._keeper.held(self.fd):
-                return False
+            if self.phase is not Phase.HELD:
+                return False  # whoever came before the rename is seen by the check behind it, too
             rename()
             self._undo = undo
             self.phase = Phase.RENAMED

@@ -186,8 +186,11 @@ def _give_name(
         elif not placing.keep_old:
             directory, name = directories.parent(path)
             link_fd(fd, directory, name + SUFFIX)
-        directory, name = directories.parent(path)
-        there = os.stat(name + SUFFIX, dir_fd=directory, follow_symlinks=False)
+        if fd < 0:
+            directory, name = directories.parent(path)
+            there = os.stat(name + SUFFIX, dir_fd=directory, follow_symlinks=False)
+        else:
+            there = os.fstat(fd)  # what has just got the name
         return _Linked(placing, Identity.of(there), aside)
     except OSError as exc:
         reason = "name.f is taken" if exc.errno == errno.EEXIST else _why(exc)

@@ -108,6 +108,7 @@ class Directories:
     def __init__(self, root: Root) -> None:
         self._root = root
         self._open: OrderedDict[bytes, int] = OrderedDict()
+        self._last: tuple[bytes | None, int] = (None, -1)  # neighbours ask for the same one
 
     def __enter__(self) -> Directories:
         return self
@@ -118,21 +119,29 @@ class Directories:
         for fd in self._open.values():
             os.close(fd)
         self._open.clear()
+        self._last = (None, -1)
 
     def get(self, path: bytes) -> int:
         """The directory `path` (empty: the root); valid until the next call for another one."""
+        last, fd = self._last
+        if path == last:
+            return fd
         if not path:
             return self._root.fd
-        fd = self._open.get(path)
-        if fd is not None:
+        found = self._open.get(path)
+        if found is None:
+            found = self._remember(path, self._root.open(path, _DIRECTORY))
+        else:
             self._open.move_to_end(path)
-            return fd
-        return self._remember(path, self._root.open(path, _DIRECTORY))
+        self._last = path, found
+        return found
 
     def make(self, path: bytes) -> int:
         """The directory `path`, made with its parents when missing."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return self.get(path)
+        except FileNotFoundError:
+            pass
         parent, _, name = path.rpartition(b"/")
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.make(parent))

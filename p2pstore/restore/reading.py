@@ -89,9 +89,12 @@ class Restore:
         self._pool = pool
         self._local = threading.local()
 
-    def open(self, raw: bytes) -> Opened:
-        """The manifest in a `.f`; FormatError, or IntegrityError when its signer is not trusted."""
-        opened = open_manifest(raw, self._ring())
+    def open(self, raw: bytes, *, is_recorded: bool = False) -> Opened:
+        """The manifest in a `.f`; FormatError, or IntegrityError when its signer is not trusted.
+
+        `is_recorded`: the catalog has these very bytes (see `open_manifest`).
+        """
+        opened = open_manifest(raw, self._ring(), is_recorded=is_recorded)
         if not self._judge(opened.signer, opened.chain):
             raise IntegrityError(
                 "The placeholder is signed by a device that this group does not trust."
