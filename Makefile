@@ -16,6 +16,7 @@ help:
 	@echo 'make install   p2pstore into ~/.local, with an environment of its own'
 	@echo 'make test      everything that CI runs'
 	@echo 'make bench     speed and memory, beside restic and borg where installed; SIZE=small|full'
+	@echo 'make simulate  years of churn against the real policy: what is lost, with how many copies'
 	@echo 'make env       the environment .venv alone;  make format  tidies the source'
 	@echo 'make lock      the lock files anew from pyproject.toml (needs uv)'
 
@@ -46,6 +47,10 @@ demo: env
 .PHONY: bench
 bench: env
 	@"$(PY)" -m tests.bench --size $(SIZE) $(BENCH)
+
+.PHONY: simulate
+simulate: env
+	@"$(PY)" -m tests.simulate --plots tests/simulate $(SIMULATE)
 
 # A wheel, so that nothing of the installed program is linked to this checkout; built in an
 # environment with nothing but the builder, since who installs needs no linters and no tests.

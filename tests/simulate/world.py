@@ -1,0 +1,657 @@
+"""One owner, its peers and its bundles: what happens to them, and what the owner does about it.
+
+What the owner decides is decided by `p2pstore.policy`, unchanged: who is suspect or lost, what is
+to be done for a bundle and in which order, to whom it is given, who is vetted, what is audited. The
+world supplies what a node has beside it: a catalog, a line that carries so much, a clock.
+
+Bundles of one file share a set of holders, so a group of them is one thing here, with a weight.
+A group is lost when no peer has it any more; it then begins anew, so that the number of bundles
+stays. All bundles are evicted: nothing but the copies of others keeps them. For a repair the owner
+brings one group at a time back from a holder, sends what is missing, asks all holders for whole
+proofs, as it must before it evicts, and evicts again when the target is reached. The owner's own
+machine dies like any other; it is back after some days, from the words, with nothing of its own.
+
+Deaths, fires and absences come at random and without memory; everything else follows from them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from p2pstore.policy import (
+    Action,
+    Auditable,
+    BackOff,
+    Budget,
+    Candidate,
+    Condition,
+    Copy,
+    Holder,
+    Method,
+    Standing,
+    Verdict,
+    audit_failed,
+    audit_passed,
+    choose_holders,
+    earned,
+    eligible,
+    is_vetted,
+    judge,
+    reliability,
+    seen_by_us,
+    standing_of,
+    target,
+    to_audit,
+    urgency,
+)
+from tests.simulate.peer import Peer, new_peer
+from tests.simulate.scenario import BUNDLE, DAY, HOUR, YEAR, Scenario
+
+BEGIN = 1000 * DAY  # the wall clock's first time: none of the policy's times is 0
+SUSPECT_S, FORGET_S, SURPLUS_S = DAY + 1, 14 * DAY + 1, 14 * DAY + 1  # when it is looked again
+OFFER = 1 << 40
+LOOK_AROUND_S = HOUR
+LEASE_UNTIL = BEGIN + 1e6 * YEAR  # renewed every month while the holder is there
+
+
+class Kind(IntEnum):
+    DIE = 0  # nature
+    FIRE = 1
+    ABSENT = 2
+    OWNER_LEAVES = 3
+    OWNER_DIES = 4
+    RETURN = 5
+    JOIN = 6
+    OWNER_BACK = 7
+    LOOK = 8  # the owner's; dropped while it is away
+    RETRY = 9
+    DONE = 10
+    FORGET = 11
+    AUDIT = 12
+
+
+MEMORYLESS = frozenset({Kind.DIE, Kind.FIRE, Kind.ABSENT, Kind.OWNER_LEAVES, Kind.OWNER_DIES})
+
+
+@dataclass(slots=True)
+class Kept:
+    """What the owner's catalog knows of a copy, and whether the bundle is still there."""
+
+    copy: Copy
+    is_there: bool
+
+
+@dataclass(slots=True)
+class Group:
+    number: int
+    seed: bytes
+    since: float
+    copies: dict[int, Kept] = field(default_factory=dict)  # by the number of the peer
+    is_local: bool = False
+    there: int = 0  # machines that have it, known or not, the owner's too
+    low_since: float | None = None  # since when fewer than `min_copies` have it
+    back_off: BackOff = field(default_factory=BackOff)
+    surplus_since: float | None = None
+    is_first: bool = True  # not lost before
+
+    def clone(self) -> Group:
+        copies = {n: Kept(kept.copy, kept.is_there) for n, kept in self.copies.items()}
+        return Group(
+            self.number,
+            self.seed,
+            self.since,
+            copies,
+            self.is_local,
+            self.there,
+            self.low_since,
+            self.back_off,
+            self.surplus_since,
+            self.is_first,
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one world has seen. In bundles where nothing else is said."""
+
+    world_years: float = 0.0
+    bundle_years: float = 0.0
+    lost: int = 0
+    lost_groups: int = 0
+    low_years: float = 0.0  # bundle-years with fewer than `min_copies` in being
+    moved: int = 0  # brought back or pushed
+    liars: int = 0  # that were given anything
+    found_after: list[float] = field(default_factory=list)  # seconds from their first receipt
+    accused: int = 0  # honest holders taken for liars
+    ended: list[float] = field(default_factory=list)  # years at which a first group was lost
+    rare: float = 0.0  # lost bundles, by splitting
+
+
+class World:
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        self.scenario = scenario
+        self.dice = random.Random(seed)
+        self.now = BEGIN
+        self.tally = Tally()
+        self.peers: dict[int, Peer] = {}
+        self.groups: list[Group] = []
+        self._events: list[tuple[float, int, int, int, tuple[int, ...]]] = []
+        self._sequence = 0
+        self._era = 0  # memoryless events of an earlier era do not happen
+        self._work: list[tuple[tuple[bool, int, float, bytes], int]] = []
+        self._is_busy = False
+        self._owner_is_there = True
+        self._watching_since = BEGIN - YEAR
+        self._budgets: dict[int, Budget] = {}
+        self._target = scenario.min_copies
+        self._counts = [0] * 64  # groups by how many peers have them
+        for place in range(scenario.peers + scenario.friends):
+            self._join(place)
+        self._draw_nature()
+        self._retarget()
+        for number in range(scenario.groups):
+            group = Group(number, b"", BEGIN)
+            self.groups.append(group)
+            self._counts[0] += 1
+            self._write(group)
+        if scenario.friends:
+            self._at(BEGIN + DAY, Kind.AUDIT)
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def step(self) -> int:
+        """The next event; how many bundles it lost."""
+        when, _, era, kind, about = heapq.heappop(self._events)
+        if kind in MEMORYLESS and era != self._era:
+            return 0
+        self.now = when
+        lost = self.tally.lost
+        self._happens(Kind(kind), about)
+        return self.tally.lost - lost
+
+    def fewest(self) -> int:
+        """How many peers have the group that the fewest have."""
+        return next(n for n, count in enumerate(self._counts) if count)
+
+    def close(self) -> Tally:
+        years = (self.now - BEGIN) / YEAR
+        self.tally.world_years = years
+        self.tally.bundle_years = years * self.scenario.weight * len(self.groups)
+        for group in self.groups:
+            self._count_low(group)
+        for peer in self.peers.values():
+            self._count_liar(peer)
+        return self.tally
+
+    def branch(self, seed: int) -> World:
+        """The same state, and another future."""
+        other = object.__new__(World)
+        other.__dict__.update(self.__dict__)
+        other.dice = random.Random(seed)
+        other.tally = Tally()
+        other.peers = {n: peer.clone() for n, peer in self.peers.items()}
+        other.groups = [group.clone() for group in self.groups]
+        other._events = list(self._events)
+        other._work = list(self._work)
+        other._budgets = dict(self._budgets)
+        other._counts = list(self._counts)
+        other._era = self._era + 1
+        other._draw_nature()
+        return other
+
+    def _at(self, when: float, kind: Kind, *about: int) -> None:
+        self._sequence += 1
+        heapq.heappush(self._events, (when, self._sequence, self._era, int(kind), about))
+
+    def _happens(self, kind: Kind, about: tuple[int, ...]) -> None:
+        match kind:
+            case Kind.DIE:
+                self._die(about[0])
+            case Kind.FIRE:
+                self._fire(about[0])
+            case Kind.ABSENT:
+                self._leave(about[0])
+            case Kind.RETURN:
+                self._return(about[0])
+            case Kind.JOIN:
+                self._draw_life(self._join(about[0]))
+                self._retarget()
+                for group in self.groups:
+                    if not group.copies:  # everybody was dead when it was lost
+                        self._write(group)
+                self._consider(range(len(self.groups)))
+            case Kind.OWNER_LEAVES | Kind.OWNER_DIES:
+                self._owner_goes(kind)
+            case Kind.OWNER_BACK:
+                self._owner_is_there = True
+                self._watching_since = self.now
+                self._draw_owner()
+                for number in range(len(self.groups)):
+                    self._at(self.now + LOOK_AROUND_S + 1, Kind.RETRY, number)
+            case Kind.LOOK | Kind.FORGET:
+                self._retarget()
+                peer = self.peers.get(about[0])
+                if peer is None or peer.gone_at is None:
+                    return
+                self._consider(sorted(peer.groups))
+                if kind is Kind.FORGET and peer.is_dead:
+                    self._forget(peer)
+            case Kind.RETRY:
+                self._consider(about)
+            case Kind.DONE:
+                self._is_busy = False
+                if self._owner_is_there:
+                    self._done(self.groups[about[0]], about[1], about[2:])
+                self._begin_work()
+            case Kind.AUDIT:
+                self._at(self.now + DAY, Kind.AUDIT)
+                if self._owner_is_there:
+                    self._audit_all()
+
+    # -- nature -----------------------------------------------------------------------------------
+
+    def _draw_nature(self) -> None:
+        for peer in self.peers.values():
+            self._draw_life(peer)
+        for house in range(self.scenario.houses):
+            self._draw_fire(house)
+        self._draw_owner()
+
+    def _draw_life(self, peer: Peer) -> None:
+        if not peer.is_dead:
+            life = self.dice.expovariate(1 / self.scenario.life_years) * YEAR
+            self._at(self.now + life, Kind.DIE, peer.number)
+        if not peer.is_dead and peer.gone_at is None:
+            self._draw_absence(peer)
+
+    def _draw_absence(self, peer: Peer) -> None:
+        if self.scenario.absences:
+            stay = self.dice.expovariate(self.scenario.absences) * YEAR
+            self._at(self.now + stay, Kind.ABSENT, peer.number)
+
+    def _draw_fire(self, house: int) -> None:
+        if self.scenario.fires_a_house:
+            pause = self.dice.expovariate(self.scenario.fires_a_house) * YEAR
+            self._at(self.now + pause, Kind.FIRE, house)
+
+    def _draw_owner(self) -> None:
+        """What ends its presence: whichever comes first."""
+        if not self._owner_is_there:
+            return
+        life = self.dice.expovariate(1 / self.scenario.life_years) * YEAR
+        stay = life
+        if self.scenario.owner_absences:
+            stay = self.dice.expovariate(self.scenario.owner_absences) * YEAR
+        kind = Kind.OWNER_LEAVES if stay < life else Kind.OWNER_DIES
+        self._at(self.now + min(stay, life), kind)
+
+    def _owner_goes(self, kind: Kind) -> None:
+        self._owner_is_there = False
+        if kind is Kind.OWNER_LEAVES:
+            low, high = self.scenario.owner_absence_days
+            self._at(self.now + self.dice.uniform(low, high) * DAY, Kind.OWNER_BACK)
+            return
+        self._at(self.now + self.scenario.recovered_after_s, Kind.OWNER_BACK)
+        for group in self.groups:
+            self._set_local(group, False)
+
+    def _join(self, place: int) -> Peer:
+        self._sequence += 1
+        peer = new_peer(self._sequence, place, self.scenario, self.now, self.dice)
+        self.peers[peer.number] = peer
+        return peer
+
+    def _leave(self, number: int) -> None:
+        peer = self.peers.get(number)
+        if peer is None or peer.is_dead or peer.gone_at is not None:
+            return
+        self._is_gone(peer)
+        low, high = self.scenario.absence_days
+        self._at(self.now + self.dice.uniform(low, high) * DAY, Kind.RETURN, peer.number)
+
+    def _return(self, number: int) -> None:
+        peer = self.peers.get(number)
+        if peer is None or peer.is_dead:
+            return
+        peer.gone_at = None
+        peer.holder = peer.holder._replace(last_seen=None)  # it is there: nothing to judge
+        self._draw_absence(peer)
+        self._retarget()
+        self._consider(range(len(self.groups)))
+
+    def _die(self, number: int) -> None:
+        peer = self.peers.get(number)
+        if peer is None or peer.is_dead:
+            return
+        if peer.gone_at is None:
+            self._is_gone(peer)
+        peer.is_dead = True
+        self._at(self.now + FORGET_S, Kind.FORGET, peer.number)
+        self._at(self.now + self.scenario.replaced_after_s, Kind.JOIN, peer.place)
+        for group in [self.groups[n] for n in sorted(peer.groups)]:
+            kept = group.copies[peer.number]
+            if kept.is_there:
+                kept.is_there = False
+                self._count(group, -1)
+
+    def _fire(self, house: int) -> None:
+        self._draw_fire(house)
+        for peer in list(self.peers.values()):
+            if peer.place % self.scenario.houses == house:
+                self._die(peer.number)
+
+    def _is_gone(self, peer: Peer) -> None:
+        peer.gone_at = self.now
+        peer.holder = peer.holder._replace(last_seen=self.now)
+        self._at(self.now + SUSPECT_S, Kind.LOOK, peer.number)
+        self._at(self.now + FORGET_S, Kind.FORGET, peer.number)
+
+    def _count(self, group: Group, change: int) -> None:
+        """A machine has it now, or has it no more."""
+        self._count_low(group)
+        self._counts[group.there] -= 1
+        group.there += change
+        self._counts[group.there] += 1
+        if group.there < self.scenario.min_copies:
+            group.low_since = self.now
+        if group.there == 0:
+            self._lose(group)
+
+    def _set_local(self, group: Group, is_local: bool) -> None:
+        if is_local != group.is_local:
+            group.is_local = is_local
+            self._count(group, 1 if is_local else -1)
+
+    def _count_low(self, group: Group) -> None:
+        if group.low_since is not None:
+            self.tally.low_years += (self.now - group.low_since) / YEAR * self.scenario.weight
+            group.low_since = None
+
+    def _lose(self, group: Group) -> None:
+        self.tally.lost += self.scenario.weight
+        self.tally.lost_groups += 1
+        if group.is_first:
+            self.tally.ended.append((self.now - BEGIN) / YEAR)
+        for number in group.copies:
+            self.peers[number].groups.discard(group.number)
+        group.copies.clear()
+        group.is_first = False
+        self._write(group)
+
+    # -- the owner --------------------------------------------------------------------------------
+
+    def _write(self, group: Group) -> None:
+        """A new group goes to as many holders as there can be, before it is evicted."""
+        group.seed = self.dice.randbytes(8)
+        group.since = self.now
+        group.back_off, group.surplus_since = BackOff(), None
+        present = [peer for peer in self.peers.values() if peer.gone_at is None]
+        for candidate in self._choose(group, present, self._target):
+            self._give(group, self._peer(candidate.holder))
+        if not group.there:  # nobody is there just now, or liars alone
+            living = [p for p in self.peers.values() if not p.is_dead and p.keeps == 1.0]
+            for peer in living[:1]:
+                self._give(group, peer)
+
+    def _peer(self, holder: Holder) -> Peer:
+        return self.peers[int.from_bytes(holder.node, "big")]
+
+    def _give(self, group: Group, peer: Peer) -> None:
+        """The peer has it whole, proves it and signs. A liar may then throw it away."""
+        before = group.copies.get(peer.number)
+        keeps = peer.keeps == 1.0 or self.dice.random() < peer.keeps
+        copy = Copy(peer.holder, self.now, LEASE_UNTIL, since=self.now)
+        group.copies[peer.number] = Kept(copy, keeps)
+        peer.groups.add(group.number)
+        if peer.record.since is None:
+            peer.record = peer.record._replace(since=self.now)
+        change = keeps - (before.is_there if before else False)
+        if change:
+            self._count(group, change)
+
+    def _drop(self, group: Group, number: int) -> None:
+        kept = group.copies.pop(number)
+        self.peers[number].groups.discard(group.number)
+        if kept.is_there:
+            self._count(group, -1)
+
+    def _forget(self, peer: Peer) -> None:
+        """It is lost for the owner, and is so in truth."""
+        for number in peer.groups:
+            del self.groups[number].copies[peer.number]
+        del self.peers[peer.number]
+        self._budgets.pop(peer.number, None)
+        self._count_liar(peer)
+
+    def _count_liar(self, peer: Peer) -> None:
+        if peer.keeps < 1.0 and peer.record.since is not None:
+            self.tally.liars += 1
+
+    def _copy(self, number: int, kept: Kept) -> Copy:
+        holder = self.peers[number].holder
+        if holder.last_seen is not None and self.now - self._watching_since < LOOK_AROUND_S:
+            seen = seen_by_us(holder.last_seen, watching_since=self._watching_since, now=self.now)
+            return kept.copy._replace(holder=holder._replace(last_seen=seen))
+        if kept.copy.holder is not holder:
+            kept.copy = kept.copy._replace(holder=holder)
+        return kept.copy
+
+    def _condition(self, group: Group) -> Condition:
+        return Condition(
+            group.seed,
+            group.is_local,
+            [self._copy(number, kept) for number, kept in group.copies.items()],
+            self.scenario.min_copies,
+            self._target,
+            group.since,
+            group.back_off,
+            group.surplus_since,
+        )
+
+    def _candidate(self, peer: Peer) -> Candidate:
+        seen = self.now if peer.gone_at is None else peer.gone_at
+        good = reliability(peer.answered, peer.answered + peer.failed)
+        return Candidate(peer.holder, OFFER, seen, False, False, OFFER, good)
+
+    def _retarget(self) -> None:
+        candidates = [self._candidate(peer) for peer in self.peers.values()]
+        self._target = target(
+            self.scenario.copies, self.scenario.min_copies, eligible(candidates, self.now)
+        )
+
+    def _consider(self, numbers: Iterable[int]) -> None:
+        """Ask policy what is to be done for these groups, and begin with it."""
+        if not self._owner_is_there or not self.scenario.repairs:
+            return
+        for number in numbers:
+            group = self.groups[number]
+            condition = self._condition(group)
+            verdict = judge(condition, self.now)
+            match verdict.action:
+                case Action.PUSH | Action.BRING_BACK:
+                    heapq.heappush(self._work, (urgency(condition, verdict), number))
+                case Action.REST:
+                    self._at(group.back_off.until + 1, Kind.RETRY, number)
+                case Action.RELEASE:
+                    for holder in verdict.release:
+                        self._drop(group, self._peer(holder).number)
+                case Action.NOTHING if group.is_local:
+                    self._evict(group)
+            self._mind_surplus(group, verdict)
+        self._begin_work()
+
+    def _mind_surplus(self, group: Group, verdict: Verdict) -> None:
+        if not verdict.has_surplus or verdict.action is Action.RELEASE:
+            group.surplus_since = None
+        elif group.surplus_since is None:
+            group.surplus_since = self.now
+            self._at(self.now + SURPLUS_S, Kind.RETRY, group.number)
+
+    # -- repair -----------------------------------------------------------------------------------
+
+    def _choose(self, group: Group, peers: Iterable[Peer], count: int) -> list[Candidate]:
+        holding = [
+            copy.holder
+            for n, kept in group.copies.items()
+            if standing_of(copy := self._copy(n, kept), self.now) is not Standing.LOST
+        ]
+        return choose_holders(
+            [self._candidate(peer) for peer in peers],
+            holding=holding,
+            size=BUNDLE,
+            now=self.now,
+            count=count,
+            seed=group.seed,
+        )
+
+    def _begin_work(self) -> None:
+        """The most urgent group, unless one is on its way: the line is full with one."""
+        while self._work and not self._is_busy and self._owner_is_there:
+            _, number = heapq.heappop(self._work)
+            group = self.groups[number]
+            condition = self._condition(group)
+            verdict = judge(condition, self.now)
+            if verdict.action not in (Action.PUSH, Action.BRING_BACK):
+                continue
+            on = [peer for peer in self.peers.values() if peer.is_on(self.now)]
+            targets = [self._peer(c.holder) for c in self._choose(group, on, verdict.wanted)]
+            if not targets and (group.is_local or verdict.live >= self.scenario.min_copies):
+                if self._choose(group, self.peers.values(), 1):
+                    self._fail(group)  # else it waits for a peer to come
+                continue
+            source = None if group.is_local else self._source(group, condition)
+            if source is None and not group.is_local:
+                self._fail(group)
+            else:
+                self._send(group, source, targets)
+
+    def _send(self, group: Group, source: Peer | None, targets: Sequence[Peer]) -> None:
+        """The line is busy until all of it is done."""
+        size = self.scenario.weight * BUNDLE
+        end = self.now
+        if source is not None:
+            rate = min(self.scenario.down, self.scenario.up)
+            end = source.after_work(end, size / rate)
+        for peer in targets:
+            end = peer.after_work(end, size / self.scenario.up)
+        self._is_busy = True
+        begun = source.number if source is not None else 0
+        self._at(end, Kind.DONE, group.number, begun, *(peer.number for peer in targets))
+
+    def _source(self, group: Group, condition: Condition) -> Peer | None:
+        """A live holder that is on; one that has it not any more is found out."""
+        for copy in condition.copies:
+            peer = self._peer(copy.holder)
+            if not peer.is_on(self.now) or standing_of(copy, self.now) is not Standing.LIVE:
+                continue
+            if group.copies[peer.number].is_there:
+                return peer
+            if not peer.relays:
+                self._failed(peer, group)
+        return None
+
+    def _fail(self, group: Group) -> None:
+        group.back_off = group.back_off.failed(self.now)
+        self._at(group.back_off.until + 1, Kind.RETRY, group.number)
+
+    def _done(self, group: Group, source: int, targets: tuple[int, ...]) -> None:
+        if source:
+            kept = group.copies.get(source)
+            if kept is None or not kept.is_there:  # it died, or all was lost, meanwhile
+                self._fail(group)
+                return
+            self.tally.moved += self.scenario.weight
+            self._set_local(group, True)
+        if not group.is_local:
+            return  # the owner's machine died meanwhile, and is back
+        group.back_off = BackOff()
+        for number in targets:
+            peer = self.peers.get(number)
+            if peer is None or peer.gone_at is not None:
+                self._fail(group)
+            else:
+                self.tally.moved += self.scenario.weight
+                self._give(group, peer)
+        self._consider([group.number])
+
+    def _evict(self, group: Group) -> None:
+        """Everybody reachable is asked for a whole proof first; it stays if too few can."""
+        self._prove(group)
+        if judge(self._condition(group), self.now).action is Action.NOTHING:
+            self._set_local(group, False)
+
+    def _prove(self, group: Group) -> None:
+        for number, kept in list(group.copies.items()):
+            peer = self.peers[number]
+            copy = self._copy(number, kept)
+            if not peer.is_on(self.now) or standing_of(copy, self.now) is not Standing.LIVE:
+                continue
+            if kept.is_there:
+                kept.copy = kept.copy._replace(proved_at=self.now)
+            elif peer.relays:
+                self._lied(peer)
+            else:
+                self._failed(peer, group)
+
+    # -- audits -----------------------------------------------------------------------------------
+
+    def _audit_all(self) -> None:
+        for peer in list(self.peers.values()):
+            if peer.is_on(self.now) and peer.groups:
+                self._audit(peer)
+            vetted = is_vetted(peer.holder.role, peer.record, self.now)
+            if vetted != peer.holder.vetted:
+                peer.holder = peer.holder._replace(vetted=vetted)
+                self._consider(sorted(peer.groups))
+
+    def _audit(self, peer: Peer) -> None:
+        copies = [
+            Auditable(
+                number.to_bytes(4, "big"),
+                BUNDLE,
+                self._copy(peer.number, self.groups[number].copies[peer.number]),
+                self.groups[number].is_local,
+            )
+            for number in sorted(peer.groups)
+        ]
+        budget = self._budgets.get(peer.number, Budget(0, 0))
+        budget = earned(budget, DAY, bytes_a_second=self.scenario.up)
+        audits = to_audit(copies, budget, now=self.now, seed=self.dice.randbytes(8))
+        self._budgets[peer.number] = budget.after(audits)
+        for audit in audits:
+            group = self.groups[int.from_bytes(audit.bundle, "big")]
+            kept = group.copies[peer.number]
+            if kept.is_there or (peer.relays and audit.method is Method.SAMPLE):
+                peer.answered += 1
+                kept.copy = kept.copy._replace(audited_at=self.now)
+                peer.record = audit_passed(peer.record)
+            else:
+                self._failed(peer, group)
+
+    def _failed(self, peer: Peer, group: Group) -> None:
+        """It has it not."""
+        kept = group.copies[peer.number]
+        kept.copy = kept.copy._replace(failed=True)
+        self._is_found(peer)
+        self._at(self.now, Kind.RETRY, group.number)
+
+    def _lied(self, peer: Peer) -> None:
+        """It asked another, and the proof was bound to that one: none of its copies counts."""
+        peer.holder = peer.holder._replace(lied_at=self.now)
+        self._is_found(peer)
+        self._at(self.now, Kind.RETRY, *sorted(peer.groups))
+
+    def _is_found(self, peer: Peer) -> None:
+        peer.failed += 1
+        peer.record = audit_failed(peer.record, self.now)
+        peer.holder = peer.holder._replace(vetted=False)
+        if peer.keeps == 1.0:
+            self.tally.accused += 1
+        elif peer.found_at is None:
+            peer.found_at = self.now
+            assert peer.record.since is not None
+            self.tally.found_after.append(self.now - peer.record.since)
