@@ -54,6 +54,9 @@ class Transport(Protocol):
     async def dial(self, host: str, port: int, expect: NodeId | None = None) -> Link:
         """A ready link. PeerUnreachable, WrongPeer, NotAllowed, RemoteProtocolError."""
 
+    async def probe(self, host: str, port: int, expect: NodeId) -> None:
+        """Return when that node's key answers there, and hang up. PeerUnreachable, WrongPeer."""
+
     async def dial_through(self, relay: Link, target: NodeId) -> Link:
         """A ready link to `target` over a peer that has one to it. Raises what `dial` does."""
 
@@ -111,6 +114,9 @@ class Endpoint(ABC):
     @abstractmethod
     async def _connect(self, link: Link, host: str, port: int) -> None:
         """Make the connection for `link`; OSError, or a P2PStoreError."""
+
+    @abstractmethod
+    async def probe(self, host: str, port: int, expect: NodeId) -> None: ...
 
     @abstractmethod
     async def _secure(self, link: Link, connection: socket.socket) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 from nacl.signing import SigningKey
 
 from p2pstore.errors import P2PStoreError, PeerUnreachable, PortInUse
-from p2pstore.ids import PublicKey
+from p2pstore.ids import NodeId, PublicKey
 from p2pstore.net.endpoint import Endpoint
-from p2pstore.net.link import Address, Link
+from p2pstore.net.link import Address, Link, WrongPeer
 
 FIRST_PORT = 49152
 PIECE = 64 * 1024  # bytes delivered in one turn of the loop
@@ -175,6 +175,13 @@ class MemoryTransport(Endpoint):
         here_end.other, there_end.other = there_end, here_end
         other.connection_made(there_end)
         link.connection_made(here_end)
+
+    async def probe(self, host: str, port: int, expect: NodeId) -> None:
+        there = self._network.listeners.get((host, port))
+        if there is None or (host, port) in self._network.unreachable:
+            raise PeerUnreachable(f"{host}:{port} cannot be reached.")
+        if there.node_id != expect:
+            raise WrongPeer(f"Another node answers at {host}:{port}.")
 
     async def _secure(self, link: Link, connection: socket.socket) -> None:
         """Each end tells the other its key, and is believed: who lies here is a test's own."""

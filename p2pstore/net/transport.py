@@ -12,10 +12,11 @@ from typing import Any
 from nacl.signing import SigningKey
 
 from p2pstore.errors import PeerUnreachable, PortInUse
-from p2pstore.ids import PublicKey
+from p2pstore.ids import NodeId, PublicKey, node_id_of
 from p2pstore.net.endpoint import Endpoint
-from p2pstore.net.link import Address, Link
+from p2pstore.net.link import Address, Link, WrongPeer
 from p2pstore.net.tls import SERVER_NAME, client_context, peer_key, server_context
+from p2pstore.wire import format_address
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,25 @@ class TlsTransport(Endpoint):
             )
         except ssl.SSLError as exc:
             raise PeerUnreachable(f"What answers at {link} is no p2pstore node.") from exc
+
+    async def probe(self, host: str, port: int, expect: NodeId) -> None:
+        """TLS alone proves the key; nothing is said."""
+        place = format_address(host, port)
+        try:
+            async with asyncio.timeout(self.limits.connect_s + self.limits.handshake_s):
+                _, writer = await asyncio.open_connection(
+                    host, port, ssl=self._client_context, server_hostname=SERVER_NAME
+                )
+        except TimeoutError as exc:
+            raise PeerUnreachable(f"{place} does not answer.") from exc
+        except OSError as exc:
+            raise PeerUnreachable(f"{place} cannot be reached ({exc.strerror or exc}).") from exc
+        try:
+            key = peer_key(writer.get_extra_info("ssl_object"))
+        finally:
+            writer.transport.abort()
+        if node_id_of(key) != expect:
+            raise WrongPeer(f"Another node answers at {place}.")
 
     async def _secure(self, link: Link, connection: socket.socket) -> None:
         await asyncio.get_running_loop().create_unix_connection(

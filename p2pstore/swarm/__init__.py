@@ -12,7 +12,8 @@ from p2pstore.swarm.finding import Finder
 from p2pstore.swarm.forward import Forwarder
 from p2pstore.swarm.getting import Asker, Lanes, Peers, get_blocks
 from p2pstore.swarm.promises import OwnPromises
-from p2pstore.swarm.push import Pusher, Receipt
+from p2pstore.swarm.push import MAX_RENEWED, Pusher, Receipt
+from p2pstore.swarm.reach import DialBack, Reachability, Verdict
 from p2pstore.swarm.relay import Relay
 from p2pstore.swarm.serve import Groups, Server
 from p2pstore.swarm.shelf import Place, Shelf
@@ -21,12 +22,14 @@ from p2pstore.swarm.taking import Admission
 
 __all__ = [
     "ANNOUNCE_EVERY_S",
+    "MAX_RENEWED",
     "Admission",
     "Announcer",
     "Announcing",
     "Asker",
     "BlockCache",
     "BlocksNotFound",
+    "DialBack",
     "Finder",
     "Forwarder",
     "Gate",
@@ -36,10 +39,12 @@ __all__ = [
     "Peers",
     "Place",
     "Pusher",
+    "Reachability",
     "Receipt",
     "Relay",
     "Server",
     "Shelf",
     "Source",
+    "Verdict",
     "get_blocks",
 ]

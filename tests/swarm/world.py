@@ -37,6 +37,7 @@ from p2pstore.net import (
 from p2pstore.store import DiskBundles, HeldStore
 from p2pstore.swarm import (
     BlockCache,
+    DialBack,
     Finder,
     Forwarder,
     Gate,
@@ -47,7 +48,7 @@ from p2pstore.swarm import (
     Shelf,
     Source,
 )
-from p2pstore.wire import VERSIONS, Heads, HeadsKept, Hello, PeerRecord, PutHeads, TunnelTo
+from p2pstore.wire import VERSIONS, Heads, HeadsKept, Hello, PeerRecord, PutHeads, Reach, TunnelTo
 
 GROUP_KEY = SigningKey(b"group".ljust(32, b"."))
 OTHER_GROUP_KEY = SigningKey(b"another group".ljust(32, b"."))
@@ -190,7 +191,10 @@ class Node:
             peers=lambda: (),
             grants=lambda _: self.grants,
             kept=lambda _, tag: self.kept.append(tag),
-            also={TunnelTo: self.relay.serve},
+            also={
+                TunnelTo: self.relay.serve,
+                Reach: DialBack(self.gate, self.transport.probe, clock=self.clock).serve,
+            },
         )
         self.transport.handler = self.serve
         self.cache = BlockCache(root / name / "cache")
