@@ -22,6 +22,7 @@ from p2pstore.maintenance.collect.roots import Roots
 from p2pstore.maintenance.collect.seeing import Ripe, Say, Seeing
 from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.index import superseded_since
+from p2pstore.maintenance.live import left_of
 from p2pstore.maintenance.reaching import Reaching, meta_bundles
 from p2pstore.maintenance.rebuild import state as rebuild_state
 from p2pstore.maintenance.world import World
@@ -212,17 +213,14 @@ class Collector:
                 signed = sign_live_map(live, self._author().key)
                 if not self._store.set_live_map(row.bundle_id, signed):
                     return False
-                self._catalog.write(partial(_punched, one, live, self._left(live))).result()
+                left = left_of(self._store, row)
+                self._catalog.write(partial(_punched, one, live, left)).result()
                 self._store.punch(row.bundle_id)
                 return True
             finally:
                 self._catalog.write(partial(_take_back, row, intent)).result()
         finally:
             self._promises.end_removal(row.bundle_id)
-
-    def _left(self, live: LiveMap) -> int:
-        entries = self._store.index(live.bundle_id).blocks.entries
-        return sum(entries[i].length for i in live.indices())
 
     def _put_away(self, row: BundleRow, age: int) -> None:
         """The local copy goes into the trash of the store. In a thread."""

@@ -12,6 +12,7 @@ from p2pstore.content import Kind
 from p2pstore.errors import IntegrityError, Unavailable
 from p2pstore.ids import BlockId, short
 from p2pstore.maintenance.collect.roots import Roots
+from p2pstore.maintenance.live import follow_map
 from p2pstore.store import BundleRow, BundleState, BundleStore, Catalog, blocks, dying
 
 log = logging.getLogger(__name__)
@@ -123,14 +124,11 @@ class Seeing:
     def _worth(self, row: BundleRow, dead: Sequence[int]) -> frozenset[int]:
         """The blocks that may be punched out now; none when it is not worth a new live map."""
         try:
+            if follow_map(self._catalog, self._store, row):
+                return frozenset()  # a crash came between: the row is another one now
             entries = self._store.index(row.bundle_id).blocks.entries
             live = self._store.live_map(row.bundle_id)
         except (Unavailable, IntegrityError):
-            return frozenset()
-        if live.seq != row.seq:
-            # A crash came between the map and the row, which follows it.
-            left = sum(entries[i].length for i in live.indices())
-            self._catalog.write(lambda db: blocks.set_live(db, row.id, live.seq, left)).result()
             return frozenset()
         lengths = {i: entries[i].length for i in live.indices()}
         dying_now = frozenset(i for i in dead if i in lengths)
