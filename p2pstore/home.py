@@ -11,7 +11,8 @@
     heads/              the newest head of each folder and device, one file each
     recovering          empty; a recovery from the words is not finished
     lock                held (flock) by the one process that works here
-    catalog.sqlite, bundles/, held/, peers.json, dht.state, announced belong to other modules
+    catalog.sqlite, bundles/, held/, leaving, peers.json, dht.state, announced belong to other
+                        modules
     DO-NOT-DELETE.txt   says why
 
 Every file is replaced whole (durable.py). A HOME that once had an identity never gets a new one:

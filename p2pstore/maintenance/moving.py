@@ -8,7 +8,8 @@ lanes of `replicate` copy the bundles to others. This loop does the rest, bundle
     fetch     evicted here: others get it from us, so it is brought back first (`refetch`), a few
               bundles at a time
     release   enough others have proved theirs: the holder is told to let go. Of a bundle that does
-              not lie here those others are asked for random blocks right before
+              not lie here those others are asked for random blocks right before; where it is the
+              copy here that makes up for a missing one, all of it is read
     evict     what was brought back only for this goes again, by the rules for any eviction
 
 Who leaves stands in the catalog (kv "leaving") with the rows, in one transaction, before MOVE is
@@ -241,6 +242,8 @@ class Mover:
                     step = MoveStep.WAIT  # it hears of it when it is back
                 if step is MoveStep.RELEASE and not moving.is_here:
                     step = await self._look_first(world, holder, row, known)
+                elif step is MoveStep.RELEASE and moving.counted < known.min_copies:
+                    await in_thread(self._pool, self._read_own, row)
                 if step is MoveStep.RELEASE and await self._release(holder, row):
                     released.append(row)
                     continue
@@ -299,8 +302,14 @@ class Mover:
 
     def _eligible(self, world: World, holder: NodeId) -> int:
         """Without the one that asked: who only lacks room is no leaver, and among the eligible."""
-        is_among = holder in world.holders and holder not in self._leaving
-        return max(0, world.eligible - is_among)
+        return max(0, world.eligible - (holder in world.holders))
+
+    def _read_own(self, row: BundleRow) -> None:
+        """Every live block from the disk; BundleDamaged. A bundle fits into memory."""
+        self._store.drop_cache(row.bundle_id)
+        entries = self._store.index(row.bundle_id).blocks.entries
+        live = self._store.live_map(row.bundle_id).indices()
+        self._store.read_blocks(row.bundle_id, [entries[i].block_id for i in live])
 
     async def _look_first(
         self, world: World, holder: NodeId, row: BundleRow, known: Facts

@@ -29,6 +29,10 @@ def test_line_reads_as_promised():
         ({"stage": "scan", "files": 7, "files_total": None}, "Looking  7 files"),
         ({"stage": "push", "bytes": 5_000}, "Copying  5.0 kB"),
         ({"stage": "odd\n", "files": 1}, "Odd\\n  1 file"),
+        (
+            {"stage": "move", "note": "12 of 41 bundles, to: desk", "bytes": 5_000},
+            "Moving  12 of 41 bundles, to: desk   5.0 kB",
+        ),
         ({}, "Work"),
     ],
 )

@@ -247,6 +247,20 @@ async def test_a_holder_that_lost_its_blocks_is_no_reason_to_let_go(group: Group
     assert owner.device.is_here(filed.data), "brought back, for c to have it again"
 
 
+async def test_a_damaged_copy_here_is_no_reason_to_let_go(group: Group) -> None:
+    owner, (b, c) = await made(group, 3)
+    a = owner.device
+    filed = a.protect("one")
+    await a.copy_to(b, c)
+    path = a.bundles.path(filed.data.bundle_id)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    await ask(b, a, "leaving")
+    await owner.turn()
+    assert held(b) == {filed.data.bundle_id}, "one copy elsewhere, and none here, is too little"
+
+
 async def test_it_goes_on_after_a_restart(group: Group) -> None:
     owner, (b, c) = await made(group, 3)
     owner.others = [b]
