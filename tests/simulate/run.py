@@ -17,8 +17,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
+from tests.simulate.nature import BEGIN, Tally
 from tests.simulate.scenario import YEAR, Scenario
-from tests.simulate.world import BEGIN, Tally, World
+from tests.simulate.world import World
 
 FUTURES = (16, 128)  # for each level of danger: the second is seldom reached, thus cheap
 WORLD_YEARS = 25.0  # how long one world is watched

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from p2pstore.policy import Action, Condition, Holder, Verdict
 from tests.simulate import plot, report, world
 from tests.simulate.__main__ import _curve
+from tests.simulate.nature import Tally
 from tests.simulate.peer import Peer
 from tests.simulate.run import Figures, run, run_all
 from tests.simulate.scenario import HOUR, STEADY, YEAR, Scenario, by_copies, by_trouble
@@ -106,12 +107,12 @@ def test_no_world_falls_apart() -> None:
 
 def test_the_table_says_what_was_seen() -> None:
     figures = Figures(replace(STEADY, is_rare=False))
-    figures.add(world.Tally(world_years=10, bundle_years=20_480, lost=64, moved=40_960))
+    figures.add(Tally(world_years=10, bundle_years=20_480, lost=64, moved=40_960))
     text = report.render([figures])
     assert "| 3.1e-3" in text
     assert "| 34 MB" in text
     none = Figures(replace(STEADY, is_rare=False))
-    none.add(world.Tally(bundle_years=3.2e6))
+    none.add(Tally(bundle_years=3.2e6))
     assert none.loss() == (0.0, 3 / 1e5)  # 32 bundles are lost together
 
 
@@ -131,7 +132,7 @@ def test_work_goes_on_only_while_a_peer_is_on(start: float, work: float, on_h: f
 def test_charts_are_small_png_files() -> None:
     bars = [plot.Bar(s.name, 10.0**-n, 10.0 ** -(n - 1)) for n, s in enumerate(by_copies(), 1)]
     lost = Figures(HASTY)
-    lost.add(world.Tally(ended=[0.5, 1.5, YEAR]))
+    lost.add(Tally(ended=[0.5, 1.5, YEAR]))
     lines = [plot.Line(s.name, _curve(lost)) for s in by_copies()]
     for png in (
         plot.bars_chart("Bundles lost (95 %)", bars, goal=1e-6),

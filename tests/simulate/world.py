@@ -1,17 +1,13 @@
-"""One owner, its peers and its bundles: what happens to them, and what the owner does about it.
+"""The owner of the bundles, and what it does to keep them.
 
-What the owner decides is decided by `p2pstore.policy`, unchanged: who is suspect or lost, what is
-to be done for a bundle and in which order, to whom it is given, who is vetted, what is audited. The
-world supplies what a node has beside it: a catalog, a line that carries so much, a clock.
+What it decides is decided by `p2pstore.policy`, unchanged: who is suspect or lost, what is to be
+done for a bundle and in which order, to whom it is given, who is vetted, what is audited. The world
+supplies what a node has beside it: a catalog, a line that carries so much, a clock.
 
-Bundles of one file share a set of holders, so a group of them is one thing here, with a weight.
-A group is lost when no peer has it any more; it then begins anew, so that the number of bundles
-stays. All bundles are evicted: nothing but the copies of others keeps them. For a repair the owner
-brings one group at a time back from a holder, sends what is missing, asks all holders for whole
-proofs, as it must before it evicts, and evicts again when the target is reached. The owner's own
-machine dies like any other; it is back after some days, from the words, with nothing of its own.
-
-Deaths, fires and absences come at random and without memory; everything else follows from them.
+All bundles are evicted: nothing but the copies of others keeps them. For a repair the owner brings
+one group at a time back from a holder, sends what is missing, asks all holders for whole proofs, as
+it must before it evicts, and evicts again when the target is reached. The owner's own machine dies
+like any other; it is back after some days, from the words, with nothing of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +15,6 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
 
 from p2pstore.policy import (
     Action,
@@ -48,110 +42,24 @@ from p2pstore.policy import (
     to_audit,
     urgency,
 )
-from tests.simulate.peer import Peer, new_peer
+from tests.simulate.nature import BEGIN, Group, Kept, Kind, Nature, Tally
+from tests.simulate.peer import Peer
 from tests.simulate.scenario import BUNDLE, DAY, HOUR, YEAR, Scenario
 
-BEGIN = 1000 * DAY  # the wall clock's first time: none of the policy's times is 0
-SUSPECT_S, FORGET_S, SURPLUS_S = DAY + 1, 14 * DAY + 1, 14 * DAY + 1  # when it is looked again
+SURPLUS_S = 14 * DAY + 1  # when a surplus is looked at again
 OFFER = 1 << 40
 LOOK_AROUND_S = HOUR
 LEASE_UNTIL = BEGIN + 1e6 * YEAR  # renewed every month while the holder is there
 
 
-class Kind(IntEnum):
-    DIE = 0  # nature
-    FIRE = 1
-    ABSENT = 2
-    OWNER_LEAVES = 3
-    OWNER_DIES = 4
-    RETURN = 5
-    JOIN = 6
-    OWNER_BACK = 7
-    LOOK = 8  # the owner's; dropped while it is away
-    RETRY = 9
-    DONE = 10
-    FORGET = 11
-    AUDIT = 12
-
-
-MEMORYLESS = frozenset({Kind.DIE, Kind.FIRE, Kind.ABSENT, Kind.OWNER_LEAVES, Kind.OWNER_DIES})
-
-
-@dataclass(slots=True)
-class Kept:
-    """What the owner's catalog knows of a copy, and whether the bundle is still there."""
-
-    copy: Copy
-    is_there: bool
-
-
-@dataclass(slots=True)
-class Group:
-    number: int
-    seed: bytes
-    since: float
-    copies: dict[int, Kept] = field(default_factory=dict)  # by the number of the peer
-    is_local: bool = False
-    there: int = 0  # machines that have it, known or not, the owner's too
-    low_since: float | None = None  # since when fewer than `min_copies` have it
-    back_off: BackOff = field(default_factory=BackOff)
-    surplus_since: float | None = None
-    is_first: bool = True  # not lost before
-
-    def clone(self) -> Group:
-        copies = {n: Kept(kept.copy, kept.is_there) for n, kept in self.copies.items()}
-        return Group(
-            self.number,
-            self.seed,
-            self.since,
-            copies,
-            self.is_local,
-            self.there,
-            self.low_since,
-            self.back_off,
-            self.surplus_since,
-            self.is_first,
-        )
-
-
-@dataclass(slots=True)
-class Tally:
-    """What one world has seen. In bundles where nothing else is said."""
-
-    world_years: float = 0.0
-    bundle_years: float = 0.0
-    lost: int = 0
-    lost_groups: int = 0
-    low_years: float = 0.0  # bundle-years with fewer than `min_copies` in being
-    moved: int = 0  # brought back or pushed
-    liars: int = 0  # that were given anything
-    found_after: list[float] = field(default_factory=list)  # seconds from their first receipt
-    accused: int = 0  # honest holders taken for liars
-    ended: list[float] = field(default_factory=list)  # years at which a first group was lost
-    rare: float = 0.0  # lost bundles, by splitting
-
-
-class World:
+class World(Nature):
     def __init__(self, scenario: Scenario, seed: int) -> None:
-        self.scenario = scenario
-        self.dice = random.Random(seed)
-        self.now = BEGIN
-        self.tally = Tally()
-        self.peers: dict[int, Peer] = {}
-        self.groups: list[Group] = []
-        self._events: list[tuple[float, int, int, int, tuple[int, ...]]] = []
-        self._sequence = 0
-        self._era = 0  # memoryless events of an earlier era do not happen
+        super().__init__(scenario, seed)
         self._work: list[tuple[tuple[bool, int, float, bytes], int]] = []
         self._is_busy = False
-        self._owner_is_there = True
         self._watching_since = BEGIN - YEAR
         self._budgets: dict[int, Budget] = {}
         self._target = scenario.min_copies
-        self._counts = [0] * 64  # groups by how many peers have them
-        for place in range(scenario.peers + scenario.friends):
-            self._join(place)
-        self._draw_nature()
         self._retarget()
         for number in range(scenario.groups):
             group = Group(number, b"", BEGIN)
@@ -160,32 +68,6 @@ class World:
             self._write(group)
         if scenario.friends:
             self._at(BEGIN + DAY, Kind.AUDIT)
-
-    # -- time -------------------------------------------------------------------------------------
-
-    def step(self) -> int:
-        """The next event; how many bundles it lost."""
-        when, _, era, kind, about = heapq.heappop(self._events)
-        if kind in MEMORYLESS and era != self._era:
-            return 0
-        self.now = when
-        lost = self.tally.lost
-        self._happens(Kind(kind), about)
-        return self.tally.lost - lost
-
-    def fewest(self) -> int:
-        """How many peers have the group that the fewest have."""
-        return next(n for n, count in enumerate(self._counts) if count)
-
-    def close(self) -> Tally:
-        years = (self.now - BEGIN) / YEAR
-        self.tally.world_years = years
-        self.tally.bundle_years = years * self.scenario.weight * len(self.groups)
-        for group in self.groups:
-            self._count_low(group)
-        for peer in self.peers.values():
-            self._count_liar(peer)
-        return self.tally
 
     def branch(self, seed: int) -> World:
         """The same state, and another future."""
@@ -203,33 +85,16 @@ class World:
         other._draw_nature()
         return other
 
-    def _at(self, when: float, kind: Kind, *about: int) -> None:
-        self._sequence += 1
-        heapq.heappush(self._events, (when, self._sequence, self._era, int(kind), about))
-
-    def _happens(self, kind: Kind, about: tuple[int, ...]) -> None:
+    def _owner_sees(self, kind: Kind, about: tuple[int, ...]) -> None:
         match kind:
-            case Kind.DIE:
-                self._die(about[0])
-            case Kind.FIRE:
-                self._fire(about[0])
-            case Kind.ABSENT:
-                self._leave(about[0])
-            case Kind.RETURN:
-                self._return(about[0])
-            case Kind.JOIN:
-                self._draw_life(self._join(about[0]))
+            case Kind.JOIN | Kind.RETURN:
                 self._retarget()
                 for group in self.groups:
                     if not group.copies:  # everybody was dead when it was lost
                         self._write(group)
                 self._consider(range(len(self.groups)))
-            case Kind.OWNER_LEAVES | Kind.OWNER_DIES:
-                self._owner_goes(kind)
             case Kind.OWNER_BACK:
-                self._owner_is_there = True
                 self._watching_since = self.now
-                self._draw_owner()
                 for number in range(len(self.groups)):
                     self._at(self.now + LOOK_AROUND_S + 1, Kind.RETRY, number)
             case Kind.LOOK | Kind.FORGET:
@@ -252,137 +117,7 @@ class World:
                 if self._owner_is_there:
                     self._audit_all()
 
-    # -- nature -----------------------------------------------------------------------------------
-
-    def _draw_nature(self) -> None:
-        for peer in self.peers.values():
-            self._draw_life(peer)
-        for house in range(self.scenario.houses):
-            self._draw_fire(house)
-        self._draw_owner()
-
-    def _draw_life(self, peer: Peer) -> None:
-        if not peer.is_dead:
-            life = self.dice.expovariate(1 / self.scenario.life_years) * YEAR
-            self._at(self.now + life, Kind.DIE, peer.number)
-        if not peer.is_dead and peer.gone_at is None:
-            self._draw_absence(peer)
-
-    def _draw_absence(self, peer: Peer) -> None:
-        if self.scenario.absences:
-            stay = self.dice.expovariate(self.scenario.absences) * YEAR
-            self._at(self.now + stay, Kind.ABSENT, peer.number)
-
-    def _draw_fire(self, house: int) -> None:
-        if self.scenario.fires_a_house:
-            pause = self.dice.expovariate(self.scenario.fires_a_house) * YEAR
-            self._at(self.now + pause, Kind.FIRE, house)
-
-    def _draw_owner(self) -> None:
-        """What ends its presence: whichever comes first."""
-        if not self._owner_is_there:
-            return
-        life = self.dice.expovariate(1 / self.scenario.life_years) * YEAR
-        stay = life
-        if self.scenario.owner_absences:
-            stay = self.dice.expovariate(self.scenario.owner_absences) * YEAR
-        kind = Kind.OWNER_LEAVES if stay < life else Kind.OWNER_DIES
-        self._at(self.now + min(stay, life), kind)
-
-    def _owner_goes(self, kind: Kind) -> None:
-        self._owner_is_there = False
-        if kind is Kind.OWNER_LEAVES:
-            low, high = self.scenario.owner_absence_days
-            self._at(self.now + self.dice.uniform(low, high) * DAY, Kind.OWNER_BACK)
-            return
-        self._at(self.now + self.scenario.recovered_after_s, Kind.OWNER_BACK)
-        for group in self.groups:
-            self._set_local(group, False)
-
-    def _join(self, place: int) -> Peer:
-        self._sequence += 1
-        peer = new_peer(self._sequence, place, self.scenario, self.now, self.dice)
-        self.peers[peer.number] = peer
-        return peer
-
-    def _leave(self, number: int) -> None:
-        peer = self.peers.get(number)
-        if peer is None or peer.is_dead or peer.gone_at is not None:
-            return
-        self._is_gone(peer)
-        low, high = self.scenario.absence_days
-        self._at(self.now + self.dice.uniform(low, high) * DAY, Kind.RETURN, peer.number)
-
-    def _return(self, number: int) -> None:
-        peer = self.peers.get(number)
-        if peer is None or peer.is_dead:
-            return
-        peer.gone_at = None
-        peer.holder = peer.holder._replace(last_seen=None)  # it is there: nothing to judge
-        self._draw_absence(peer)
-        self._retarget()
-        self._consider(range(len(self.groups)))
-
-    def _die(self, number: int) -> None:
-        peer = self.peers.get(number)
-        if peer is None or peer.is_dead:
-            return
-        if peer.gone_at is None:
-            self._is_gone(peer)
-        peer.is_dead = True
-        self._at(self.now + FORGET_S, Kind.FORGET, peer.number)
-        self._at(self.now + self.scenario.replaced_after_s, Kind.JOIN, peer.place)
-        for group in [self.groups[n] for n in sorted(peer.groups)]:
-            kept = group.copies[peer.number]
-            if kept.is_there:
-                kept.is_there = False
-                self._count(group, -1)
-
-    def _fire(self, house: int) -> None:
-        self._draw_fire(house)
-        for peer in list(self.peers.values()):
-            if peer.place % self.scenario.houses == house:
-                self._die(peer.number)
-
-    def _is_gone(self, peer: Peer) -> None:
-        peer.gone_at = self.now
-        peer.holder = peer.holder._replace(last_seen=self.now)
-        self._at(self.now + SUSPECT_S, Kind.LOOK, peer.number)
-        self._at(self.now + FORGET_S, Kind.FORGET, peer.number)
-
-    def _count(self, group: Group, change: int) -> None:
-        """A machine has it now, or has it no more."""
-        self._count_low(group)
-        self._counts[group.there] -= 1
-        group.there += change
-        self._counts[group.there] += 1
-        if group.there < self.scenario.min_copies:
-            group.low_since = self.now
-        if group.there == 0:
-            self._lose(group)
-
-    def _set_local(self, group: Group, is_local: bool) -> None:
-        if is_local != group.is_local:
-            group.is_local = is_local
-            self._count(group, 1 if is_local else -1)
-
-    def _count_low(self, group: Group) -> None:
-        if group.low_since is not None:
-            self.tally.low_years += (self.now - group.low_since) / YEAR * self.scenario.weight
-            group.low_since = None
-
-    def _lose(self, group: Group) -> None:
-        self.tally.lost += self.scenario.weight
-        self.tally.lost_groups += 1
-        if group.is_first:
-            self.tally.ended.append((self.now - BEGIN) / YEAR)
-        for number in group.copies:
-            self.peers[number].groups.discard(group.number)
-        group.copies.clear()
-        group.is_first = False
-        self._write(group)
-
-    # -- the owner --------------------------------------------------------------------------------
+    # -- the catalog ------------------------------------------------------------------------------
 
     def _write(self, group: Group) -> None:
         """A new group goes to as many holders as there can be, before it is evicted."""
@@ -426,10 +161,6 @@ class World:
         del self.peers[peer.number]
         self._budgets.pop(peer.number, None)
         self._count_liar(peer)
-
-    def _count_liar(self, peer: Peer) -> None:
-        if peer.keeps < 1.0 and peer.record.since is not None:
-            self.tally.liars += 1
 
     def _copy(self, number: int, kept: Kept) -> Copy:
         holder = self.peers[number].holder
