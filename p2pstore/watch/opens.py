@@ -42,6 +42,9 @@ _DONT_FOLLOW = 0x0200_0000
 _EXCL_UNLINK = 0x0400_0000
 _WATCHED = _OPEN | _MOVE_SELF | _ONLYDIR | _DONT_FOLLOW | _EXCL_UNLINK
 DRAIN_BYTES = 64 << 10  # of events read before other work of the loop gets its turn, some 2,000
+# Between two looks at what the kernel has to tell. Woken for each event, the loop would take the
+# interpreter away from the thread that opens our files, at every one of them.
+PAUSE_S = 0.02
 
 
 class Opened(NamedTuple):
@@ -67,6 +70,7 @@ class OpenWatcher:
         self._watched: dict[tuple[Path, bytes], int] = {}
         self._waiting: deque[Opened] = deque()
         self._news = asyncio.Event()
+        self._pause: asyncio.TimerHandle | None = None
         self._closed = False
         self._own: dict[bytes, float] = {}
         self._own_order: deque[tuple[float, bytes]] = deque()
@@ -80,11 +84,13 @@ class OpenWatcher:
             raise Unavailable(
                 "No more watches can be made; raise fs.inotify.max_user_instances."
             ) from exc
-        asyncio.get_running_loop().add_reader(self._fd, self._drain)
+        self._listen()
 
     async def close(self) -> None:
         self._closed = True
         self._news.set()
+        if self._pause is not None:
+            self._pause.cancel()
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
@@ -194,6 +200,15 @@ class OpenWatcher:
         return until is not None and self._clock.monotonic() <= until
 
     # --- events --------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._fd, self._hear)
+
+    def _hear(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._fd)
+        self._pause = loop.call_later(PAUSE_S, self._listen)
+        self._drain()
 
     def catch_up(self) -> None:
         """Hear now what the kernel has to tell so far: later opens get a later time."""

@@ -273,6 +273,22 @@ async def test_slow_reader_is_bounded(
         assert [(await anext(watcher)).path for _ in range(2)] == [b"a", b"b"]
 
 
+async def test_a_crowd_of_opens_does_not_wake_the_loop_for_each(
+    clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pstore.watch.opens.PAUSE_S", 3600)
+    async with OpenWatcher(clock) as watcher:
+        watcher.add_directory(tmp_path, b"")
+        heard: set[int] = set()
+        for number in range(50):
+            (tmp_path / f"{number}").touch()
+            await asyncio.sleep(0)
+            heard.add(len(watcher._waiting))
+        assert len(heard) <= 2  # one look, then a pause
+        watcher.catch_up()
+        assert len(watcher._waiting) == 50
+
+
 async def test_cancelled_reader_loses_nothing(watcher: OpenWatcher, tmp_path: Path) -> None:
     watcher.add_directory(tmp_path, b"")
     for _ in range(3):
