@@ -63,8 +63,8 @@ AWAY: Final = (BundleState.EVICTED, BundleState.LOST)
 
 
 @dataclass(frozen=True, slots=True)
-class _Listed:
-    """What was signed of a bundle."""
+class Listed:
+    """What was signed of a bundle: all that is needed to put it together."""
 
     index: BundleIndex
     live: LiveMap
@@ -121,17 +121,17 @@ class Refetcher:
                 f"{format_size(row.bytes)} are needed to have bundle {short(row.bundle_id)} here; "
                 f"{format_size(max(0, self._free()))} are free above keep-free."
             )
-        listed = await self._ask_for_list(row)
+        listed = await self.listed(row)
         part = await in_thread(self._pool, self._begin, listed)
         try:
-            for window in _windows(listed.index, sorted(part.wanted)):
-                found = await self._source.blocks(_wanted(row, listed.index, window))
-                await in_thread(self._pool, _write, part, window, found)
+            for window in windows(listed.index, sorted(part.wanted)):
+                found = await self._source.blocks(wanted_of(row, listed.index, window))
+                await in_thread(self._pool, write_window, part, window, found)
             await in_thread(self._pool, self._finish, part, listed)
         finally:
-            await in_thread(self._pool, _drop, part)
+            await in_thread(self._pool, drop_part, part)
 
-    async def _ask_for_list(self, row: BundleRow) -> _Listed:
+    async def listed(self, row: BundleRow) -> Listed:
         """Of the holders that the catalog names; the first whose map is not older than ours."""
         holders = await in_thread(self._pool, self._holders, row)
         trouble: P2PStoreError = Unavailable(
@@ -152,7 +152,7 @@ class Refetcher:
         having = [copy for copy in known if copy.state in copies.HAVING]
         return [copy.holder for copy in sorted(having, key=lambda copy: -copy.proved_at)]
 
-    def _judge(self, row: BundleRow, index: BundleIndex, signed: SignedLiveMap | None) -> _Listed:
+    def _judge(self, row: BundleRow, index: BundleIndex, signed: SignedLiveMap | None) -> Listed:
         if not self._opened_by(index.header.opener):
             raise IntegrityError("The list is signed by nobody who opened bundles of ours.")
         is_as_long = row.blocks in (0, len(index.blocks))  # 0: known by a holder's word only
@@ -165,15 +165,15 @@ class Refetcher:
             live = verify_live_map(signed)
         if live.seq < row.seq:
             raise Unavailable("This holder has not heard yet which blocks are dead.")
-        return _Listed(index, live, signed)
+        return Listed(index, live, signed)
 
     # -- in threads --------------------------------------------------------------------------------
 
-    def _begin(self, listed: _Listed) -> Part:
+    def _begin(self, listed: Listed) -> Part:
         path = self._store.part_path(listed.index.header.bundle_id)
         return Part(path, listed.index, listed.live, self._store)
 
-    def _finish(self, part: Part, listed: _Listed) -> None:
+    def _finish(self, part: Part, listed: Listed) -> None:
         part.finish()
         part.close()
         self._store.adopt(part.path, listed.index, listed.signed)
@@ -198,7 +198,7 @@ class Refetcher:
         index, live = store.index(bundle_id), store.live_map(bundle_id)
         if not self._opened_by(index.header.opener) or live.seq < row.seq:
             raise BundleDamaged(bundle_id, "it is not the one that was evicted")
-        for window in _windows(index, live.indices()):
+        for window in windows(index, live.indices()):
             for i, block in zip(window, store.read(bundle_id, window), strict=True):
                 if block_id_of(block) != index.blocks.entries[i].block_id:
                     raise BundleDamaged(bundle_id, f"block {i} is not what its id says")
@@ -209,7 +209,7 @@ class Refetcher:
         self._store.purge(bundle_id)
 
 
-def _windows(index: BundleIndex, indices: Sequence[int]) -> Iterator[list[int]]:
+def windows(index: BundleIndex, indices: Sequence[int]) -> Iterator[list[int]]:
     """Blocks by index, as many at a time as memory is meant for."""
     window: list[int] = []
     size = 0
@@ -224,13 +224,13 @@ def _windows(index: BundleIndex, indices: Sequence[int]) -> Iterator[list[int]]:
         yield window
 
 
-def _wanted(row: BundleRow, index: BundleIndex, window: Sequence[int]) -> list[Wanted]:
+def wanted_of(row: BundleRow, index: BundleIndex, window: Sequence[int]) -> list[Wanted]:
     ref = BundleRef(row.bundle_id, row.tag)
     ids = dict.fromkeys(index.blocks.entries[i].block_id for i in window)
     return [Wanted(ref, block_id) for block_id in ids]
 
 
-def _write(part: Part, window: Sequence[int], found: Mapping[BlockId, bytes]) -> None:
+def write_window(part: Part, window: Sequence[int], found: Mapping[BlockId, bytes]) -> None:
     """A source has compared each with its id; the list's length for it is compared here."""
     for i in window:
         entry = part.index.blocks.entries[i]
@@ -240,7 +240,7 @@ def _write(part: Part, window: Sequence[int], found: Mapping[BlockId, bytes]) ->
         part.write(i, block)
 
 
-def _drop(part: Part) -> None:
+def drop_part(part: Part) -> None:
     """What was adopted is not there any more under this name."""
     part.close()
     with contextlib.suppress(FileNotFoundError):

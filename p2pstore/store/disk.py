@@ -149,21 +149,30 @@ class DiskBundles(SealedReader):
         for path in self._open.glob("*.part"):
             path.unlink()
 
-    def adopt(self, path: Path, index: BundleIndex, live: SignedLiveMap | None = None) -> None:
+    def adopt(
+        self,
+        path: Path,
+        index: BundleIndex,
+        live: SignedLiveMap | None = None,
+        *,
+        instead: bool = False,
+    ) -> None:
         """Take in a complete, synced bundle file by renaming it; durable when this returns.
 
         Its live map comes first: no bundle is ever seen with holes that nothing tells of.
+        `instead`: of a damaged file of the same bundle, which is gone then.
         """
         self.refuse_when_failed()
         bundle_id = index.header.bundle_id
         target = self._sealed_directory(bundle_id) / f"{bundle_id.hex()}.bundle"
-        if target.exists():
+        if target.exists() and not instead:
             raise LocalProtocolError(f"Bundle {short(bundle_id)} is there already.")
         with self.failing():
             if live is not None:
                 replace_file(self._live_path(bundle_id), encode_live_map(live))
             path.rename(target)
             sync_directory(target.parent)
+        self.forget(bundle_id)
         self._remember(index)
 
     # Reading

@@ -248,8 +248,8 @@ async def test_a_row_that_went_meanwhile_leaves_no_file(evicted: Evicted) -> Non
         db.execute("DELETE FROM file_bundles WHERE bundle=?", (evicted.row.id,))
         blocks.forget_unreferenced(db, evicted.row.id)
 
-    listed = await evicted.refetcher._ask_for_list(evicted.row)
-    evicted.refetcher._ask_for_list = _answer(listed)  # type: ignore[method-assign]
+    listed = await evicted.refetcher.listed(evicted.row)
+    evicted.refetcher.listed = _answer(listed)  # type: ignore[method-assign]
     evicted.a.catalog.write(forget).result()
     await evicted.refetch()
     assert not evicted.path.exists()
