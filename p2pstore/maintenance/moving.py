@@ -70,6 +70,7 @@ log = logging.getLogger(__name__)
 
 KEY: Final = "leaving"
 SOON_S: Final = 2.0  # between two turns while something moves
+REST: Final = 4.0  # ... and so many times what the last one took
 PAGE: Final = 256  # bundles whose facts are in memory at a time
 BROUGHT: Final = 8  # bundles that are here only to be passed on: 128 MiB at most
 SAMPLE: Final = 8  # blocks that a holder of a bundle which is not here must have
@@ -138,12 +139,17 @@ class Mover:
 
     @property
     def waiting(self) -> Mapping[NodeId, int]:
-        """How many copies each holder that wants to be rid of some has to keep for now."""
+        """How many copies a holder that wants to be rid of some has to keep for now; of those that
+        are connected."""
         return self._waiting
 
     def woken_by(self, wake: Callable[[], None]) -> None:
         """`wake` makes `turn` run soon."""
         self._wake = wake
+
+    def linked(self) -> None:
+        """Somebody came back: what waited for that need not wait on."""
+        self._wake()
 
     # -- what a holder asks -----------------------------------------------------------------------
 
@@ -189,15 +195,16 @@ class Mover:
 
     async def turn(self, loop: Loop) -> float | None:
         """One look at everything that is to be moved; soon another one while something is."""
+        began = self._clock.monotonic()
         movers = await in_thread(self._pool, self._catalog.view, copies.movers)
-        moving = 0
+        is_moving = False
         waiting: dict[NodeId, int] = {}
         for holder in sorted({*movers, *self._leaving}):
             name = self._around.name_of(holder)
             loop.say(f"moves copies away from {name}")
             found = await self._serve(holder)
-            moving += found.waiting + len(found.released)
-            if found.waiting:
+            is_moving |= bool(found.hope or found.released)
+            if found.waiting and self._is_linked(holder):
                 waiting[holder] = found.waiting
             reason = await in_thread(self._pool, self._why_stuck, holder, found)
             if reason is None:
@@ -206,7 +213,10 @@ class Mover:
                 self._stuck[holder] = reason
         self._waiting = waiting
         self._brought &= await in_thread(self._pool, self._catalog.view, _all_moving)
-        return SOON_S if moving else None
+        if not is_moving:
+            return None
+        # With a hundred thousand bundles a look takes a while: then it comes less often.
+        return max(SOON_S, REST * (self._clock.monotonic() - began))
 
     async def _serve(self, holder: NodeId) -> _Turn:
         turn = _Turn()
@@ -244,6 +254,9 @@ class Mover:
                     step = await self._look_first(world, holder, row, known)
                 elif step is MoveStep.RELEASE and moving.counted < known.min_copies:
                     await in_thread(self._pool, self._read_own, row)
+                if step is MoveStep.RELEASE:
+                    # Those before it in the page took their time.
+                    step = await in_thread(self._pool, self._step_now, holder, row.id)
                 if step is MoveStep.RELEASE and await self._release(holder, row):
                     released.append(row)
                     continue
@@ -261,6 +274,13 @@ class Mover:
         if again:
             self._brought.difference_update(row.id for row in again)
             await self._around.evict(await in_thread(self._pool, self._fresh, again))
+
+    def _step_now(self, holder: NodeId, number: int) -> MoveStep:
+        world = self._around.world()
+        rows, facts = self._facts(world, [number])
+        if not rows or world.rebuilding:
+            return MoveStep.WAIT
+        return next_move(self._moving(world, holder, rows[0], facts[0]))
 
     async def _uncount(self, holder: NodeId) -> None:
         """A receipt may have come for what was on its way to it when it asked."""

@@ -398,6 +398,7 @@ class Node:
     def _linked(self, node_id: NodeId) -> None:
         self.maintenance.linked(node_id)
         self.handing.linked(node_id)
+        self.mover.linked()
 
     # -- what frontends ask -----------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -118,6 +119,7 @@ async def test_what_a_leaving_holder_has_goes_to_another_and_then_from_it(group:
     await owner.device.copy_to(b)
     all_of_it = held(b)
     owner.others = [b, c]
+    await owner.device.meet(c)
 
     await ask(b, owner.device, "leaving")
     assert owner.states(b) == {"moving"}
@@ -391,3 +393,46 @@ async def test_strangers_ask_in_vain_and_friends_only_for_themselves(group: Grou
     a.friends = frozenset((friend.group,))
     await ask(friend, a, "room", filed.data.bundle_id)
     assert owner.states(b) == owner.states(c) == {"proved"}
+
+
+async def test_what_is_lost_while_others_are_served_is_not_let_go_of(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, (b, c) = await made(group, 3)
+    a = owner.device
+    first, second = a.protect("one"), a.protect("two")
+    await a.copy_to(b, c)
+    await ask(b, a, "leaving")
+    real = owner.mover._release
+
+    data = [first.data, second.data]
+
+    def uncount(db: Any, number: int) -> None:
+        copies.set_state(db, number, c.node_id, copies.CopyState.LOST)
+
+    async def lose(holder: NodeId, row: Any) -> bool:
+        """The other one's copy turns out to be gone, after the facts of both were read."""
+        for other in data if row.id in {one.id for one in data} else ():
+            if other.id != row.id:
+                await a.catalog.awrite(partial(uncount, number=other.id))
+        return await real(holder, row)
+
+    monkeypatch.setattr(owner.mover, "_release", lose)
+    await owner.turn()
+    assert len(held(b) & {one.bundle_id for one in data}) == 1
+
+
+async def test_an_absent_holder_costs_no_haste(group: Group) -> None:
+    owner, (b, c) = await made(group, 3)
+    a = owner.device
+    a.protect("one")
+    await a.copy_to(b, c)
+    await ask(b, a, "leaving")
+    links = a.connections.links
+    owner.mover._around = replace(
+        owner.mover._around,
+        links=lambda: [link for link in links() if link.node_id != b.node_id],
+    )
+    assert await owner.turn() is None
+    assert owner.mover.waiting == {}
+    assert held(b)
