@@ -105,6 +105,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     webdav: Address | None = Address("127.0.0.1", 8082)
     bootstrap: tuple[Address, ...] = ()
     mdns: bool = True
+    port_map: bool = True  # ask the router to let others through to `listen`
     data: Path | None = None  # where bundles lie; None: in HOME
     allow_volatile_store: bool = False  # only for demo and tests: replacing needs a durable store
     settle_s: float = 5.0
@@ -338,6 +339,7 @@ KEYS: Final[Mapping[str, _Key]] = {
     "webdav": _Key("webdav", _address_or_off, _off),
     "bootstrap": _Key("bootstrap", _addresses, lambda value: [str(a) for a in value]),
     "mdns": _Key("mdns", _bool, _same),
+    "port_map": _Key("port_map", _bool, _same),
     "data": _Key("data", _path, lambda value: str(value or "")),
     "allow_volatile_store": _Key("allow_volatile_store", _bool, _same),
     "settle": _Key("settle_s", _duration, format_duration),

@@ -136,6 +136,7 @@ def test_each_key_is_a_variable_and_survives_the_file(tmp_path: Path) -> None:
         "webdav": "[::1]:1",
         "bootstrap": "a:1,b:2",
         "mdns": "no",
+        "port_map": "no",
         "data": "/mnt/store",
         "allow_volatile_store": "true",
         "settle": "0.25",
@@ -162,6 +163,7 @@ def test_each_key_is_a_variable_and_survives_the_file(tmp_path: Path) -> None:
     assert from_env.bootstrap == (Address("a", 1), Address("b", 2))
     assert from_env.ui is None
     assert not from_env.mdns
+    assert not from_env.port_map
 
 
 def test_other_variables_are_none_of_ours(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def _knows_two(shell: Shell, words: list[str]) -> bool:
 @click.option("--ui", metavar="HOST:PORT|off", help="The status page; takes the next free port.")
 @click.option("--bootstrap", metavar="HOST:PORT", multiple=True, help="A node to begin with.")
 @click.option("--no-mdns", is_flag=True, help="Do not look for nodes in the local network.")
+@click.option("--no-port-map", is_flag=True, help="Do not ask the router to open the peers' port.")
 @click.option("--offer", metavar="SIZE", help="Room lent to the group's other nodes.")
 @click.option("--network", metavar="NAME", help="Nodes of one network share a DHT.")
 @pass_shell
@@ -77,6 +78,7 @@ def run(
     ui: str | None,
     bootstrap: tuple[str, ...],
     no_mdns: bool,
+    no_port_map: bool,
     offer: str | None,
     network: str | None,
 ) -> int:
@@ -92,6 +94,7 @@ def run(
         "ui": ui,
         "bootstrap": list(bootstrap) or None,
         "mdns": False if no_mdns else None,
+        "port_map": False if no_port_map else None,
         "offer": offer,
         "network": network,
     }

@@ -66,7 +66,11 @@ def _node_facts(node: Json, now: float) -> list[str]:
         facts.append(f"up {show.span(now - node['started'])}")
     facts.append(f"group {show.short_id(node.get('group', ''))}")
     port = str(node.get("listen", "")).rpartition(":")[2]
-    reach = {"outside": "reachable from outside", "network": "reachable in this network"}
+    reach = {
+        "outside": "reachable from outside",
+        "network": "reachable in this network",
+        "no": "not reachable (p2pstore doctor)",
+    }
     facts.append(f"{port} {reach.get(str(node.get('reachable')), '')}".rstrip())
     ui = str(node.get("ui") or "off")
     if ui != "off":

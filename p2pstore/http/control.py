@@ -86,7 +86,8 @@ METHODS (arguments -> result)
 
 STATUS
     {"node": {"id", "name", "listen", "ui", "group", "version",        fields kept for ever
-              "home", "pid", "started": time, "reachable": "outside" | "network" | "unknown",
+              "home", "pid", "started": time, "reachable": "outside" | "network" | "no" |
+              "unknown", "reachable_why": words,
               "words_confirmed": bool, "rebuilding": the catalog was rebuilt, and holders are
               still asked what it cannot know, "bundles_dir"?: when on another disk than a folder},
      "peers": [PEER],

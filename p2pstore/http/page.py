@@ -64,8 +64,9 @@ def _head(node: Json, now: float) -> str:
     if node.get("started"):
         facts.append(f"up {_span(now - node['started'])}")
     facts.append(f"peers’ port {str(node.get('listen', '')).rpartition(':')[2]}")
-    if node.get("reachable") == "outside":
-        facts.append("reachable from outside")
+    reach = {"outside": "reachable from outside", "no": "not reachable from outside"}
+    if node.get("reachable") in reach:
+        facts.append(reach[node["reachable"]])
     facts_html = "".join(f"<li>{_text(fact)}</li>" for fact in facts)
     return f'<header><h1>{_text(node.get("name"))}</h1><ul class="facts">{facts_html}</ul></header>'
 

@@ -7,6 +7,13 @@ from p2pstore.net.limits import Limits
 from p2pstore.net.link import STRANGER, Address, Exchange, Link, Request, WrongPeer
 from p2pstore.net.memory import MemoryNetwork, MemoryTransport
 from p2pstore.net.peers import KnownPeer, PeerBook
+from p2pstore.net.portmap import (
+    Gateway,
+    PortMapper,
+    PortMapping,
+    RouterPorts,
+    default_gateway,
+)
 from p2pstore.net.transport import TlsTransport
 from p2pstore.net.tunnel import OPEN_S as TUNNEL_OPEN_S
 from p2pstore.net.tunnel import pair
@@ -19,6 +26,7 @@ __all__ = [
     "Discovery",
     "Endpoint",
     "Exchange",
+    "Gateway",
     "Handler",
     "KnownPeer",
     "Limits",
@@ -27,10 +35,14 @@ __all__ = [
     "MemoryNetwork",
     "MemoryTransport",
     "PeerBook",
+    "PortMapper",
+    "PortMapping",
     "Request",
+    "RouterPorts",
     "TlsTransport",
     "Transport",
     "WrongPeer",
+    "default_gateway",
     "local_addresses",
     "pair",
     "pause_after",

@@ -179,7 +179,25 @@ def _port(node: Node) -> Iterator[Json]:
             f"p2pstore run --listen {host}:{port + 10 if port < 65_000 else 8090}",
         )
     else:
-        yield _ok(f"Other nodes reach this one on port {port} (TCP and UDP).")
+        yield _reachable(node, port)
+
+
+def _reachable(node: Node, port: int) -> Json:
+    """What others could find out about our port."""
+    verdict = node.network.presence.verdict
+    outer = node.network.presence.outer_port()
+    at = f"Port {port}" if outer == port else f"Port {port} (outside: {outer})"
+    if verdict.state == "outside":
+        return _ok(f"{at} can be reached from outside: {verdict.why}.")
+    if verdict.state == "network":
+        return _ok(f"{at} can be reached in this network: {verdict.why}.")
+    if verdict.state == "unknown":
+        return _ok(f"Whether port {port} can be reached from outside is unknown: {verdict.why}.")
+    return _hint(
+        f"{at} cannot be reached from outside: {verdict.why.rstrip('.')}. Let the router pass TCP "
+        f"and UDP {port} to this computer, and the firewall too. Until then this node dials the "
+        "others, and two that cannot be reached need a third one that can."
+    )
 
 
 def _skews(node: Node) -> list[tuple[str, float]]:

@@ -69,6 +69,15 @@ def metrics(node: Node) -> bytes:
         sum(1 for folder in node.folders.all() if folder.is_paused)
     )
     _loops(node, gauge)
+    gauge("reachable", "1 when others connect to this node's port from outside").set(
+        int(node.network.presence.verdict.state == "outside")
+    )
+    gauge("tunnels", "Connections of others that go through this node").set(
+        node.network.relay.tunnels
+    )
+    gauge("tunnel_bytes", "Bytes carried for others through this node, since the start").set(
+        node.network.relay.carried_bytes
+    )
     _announcing(node, gauge)
     gauge("words_confirmed", "1 when the owner has confirmed the recovery words").set(
         int(node.home.words_confirmed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import itertools
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -35,13 +34,14 @@ from p2pstore.net import (
     PeerBook,
     Request,
     TlsTransport,
-    local_addresses,
 )
+from p2pstore.node.presence import Presence
 from p2pstore.policy import Candidate, Holder, admit_put
 from p2pstore.store import BundleStore, Catalog, HeldStore, blocks, copies
 from p2pstore.swarm import (
     Announcer,
     BlockCache,
+    DialBack,
     Finder,
     Forwarder,
     Gate,
@@ -55,14 +55,13 @@ from p2pstore.swarm import (
 )
 from p2pstore.syscalls import socket_owner
 from p2pstore.threads import in_thread
-from p2pstore.wire import Hello, Move, PeerRecord, TunnelTo, sign_record
+from p2pstore.wire import Hello, Move, PeerRecord, Reach, TunnelTo, sign_record
 
 log = logging.getLogger(__name__)
 
 PORT_TRIES = 20  # for a free port that is free for TCP and UDP alike
 RECORDS_TOLD = 16
-UPKEEP_S = 60.0
-SAVE_EVERY = 10  # turns of upkeep
+SAVE_S = 600.0  # the contacts of the DHT
 
 
 class Network:
@@ -143,6 +142,12 @@ class Network:
             mark=self._where,
         )
         self._newest_told = 0  # row of the last own bundle that was announced
+        self.presence = Presence(
+            self.connections,
+            clock=clock,
+            listening=lambda: self.listening,
+            maps_port=config.port_map,
+        )
         self.relay = Relay(
             group.node_id,
             self.connections,
@@ -163,7 +168,10 @@ class Network:
             peers=self._records,
             kept=self._kept,
             moved=moved,
-            also={TunnelTo: self.relay.serve},
+            also={
+                TunnelTo: self.relay.serve,
+                Reach: DialBack(self.gate, self.transport.probe, clock=clock).serve,
+            },
         ).serve
         self.pusher = Pusher(
             group.device,
@@ -206,6 +214,7 @@ class Network:
                 tasks = [
                     group.create_task(self.announcer.run()),
                     group.create_task(self._meet_bootstraps()),
+                    group.create_task(self.presence.run()),
                     group.create_task(self._upkeep()),
                 ]
                 try:
@@ -257,18 +266,23 @@ class Network:
 
     async def _upkeep(self) -> None:
         """Notice another address of ours, tell it at once; keep the DHT's contacts on disk."""
-        known = self.addresses()
-        for turn in itertools.count(1):
-            await asyncio.sleep(UPKEEP_S)
+        known, local = self.addresses(), self.presence.local()
+        saved = self._clock.monotonic()
+        while True:
+            await self.presence.wait()
             now = self.addresses()
             if now != known:
                 known = now
                 log.info("This node is now reached at %s:%d.", *now[0])
                 await self.dht.refresh_record()
                 self.announcer.announce_all_soon()
+            if self.presence.local() != local:
+                local = self.presence.local()
+                self.presence.moved()
                 self.connections.retry()
             self.announcer.announce_soon(*await in_thread(self._pool, self._new_tags))
-            if turn % SAVE_EVERY == 0:
+            if self._clock.monotonic() - saved >= SAVE_S:
+                saved = self._clock.monotonic()
                 await self._save_dht()
 
     async def _save_dht(self) -> None:
@@ -297,11 +311,8 @@ class Network:
     # -- who and where ----------------------------------------------------------------------------
 
     def addresses(self) -> list[Address]:
-        """Where others can reach this node."""
-        host, port = self.listening
-        if ipaddress.ip_address(host).is_unspecified:
-            return [(address, port) for address in local_addresses()] or [("127.0.0.1", port)]
-        return [(host, port)]
+        """Where others can reach this node, the best first."""
+        return self.presence.addresses()
 
     def _record(self) -> bytes:
         record = PeerRecord(
@@ -351,6 +362,8 @@ class Network:
         return self._group.name_of(node_id) is not None
 
     def _link_changed(self, link: Link, is_up: bool) -> None:
+        if is_up:
+            self.presence.reachability.note(link)
         if is_up and link.role == "device":
             self.connections.want(link.node_id)
             self._linked(link.node_id)

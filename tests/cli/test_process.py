@@ -81,12 +81,13 @@ def test_run_options_win(line, home, monkeypatch):
     monkeypatch.setenv("P2PSTORE_LISTEN", "0.0.0.0:2")
     config = ran_with(
         line, "--listen", "127.0.0.1:3", "--ui", "off", "--bootstrap", "a:1", "--bootstrap",
-        "b:2", "--no-mdns", "--network", "test",
+        "b:2", "--no-mdns", "--no-port-map", "--network", "test",
     )  # fmt: skip
     assert config.listen == Address("127.0.0.1", 3)
     assert config.ui is None
     assert config.bootstrap == (Address("a", 1), Address("b", 2))
     assert config.mdns is False
+    assert config.port_map is False
     assert config.network == "test"
     assert config.offer == 1 << 30
 

@@ -14,6 +14,9 @@ import pytest
 from p2pstore import syscalls
 from p2pstore.node import checks
 from p2pstore.node.checks import check, doctor
+from p2pstore.node.presence import Presence
+from p2pstore.node.status import status
+from p2pstore.swarm import Verdict
 from tests.node.conftest import Place
 
 MENDABLE = {"ok", "hint", "problem"}
@@ -37,7 +40,7 @@ async def test_lonely_new_node_has_little_to_complain_of(place: Place) -> None:
         assert findings[0]["command"] == "p2pstore words confirm"
         assert "only device of its group" in texts(findings, "hint")
         good = texts(findings, "ok")
-        assert "Other nodes reach this one on port" in good
+        assert "can be reached from outside is unknown: this node listens on this machine" in good
         assert "files can be locked" in good
         assert not list((place.folder / ".p2pstore" / "tmp").iterdir()), "nothing is left behind"
 
@@ -156,3 +159,23 @@ async def test_cancelled_check_ends(place: Place) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize(
+    ("verdict", "level", "said"),
+    [
+        (Verdict("outside", "a peer outside reaches it"), "ok", "can be reached from outside"),
+        (Verdict("network", "nobody outside is connected"), "ok", "reached in this network"),
+        (Verdict("no", "It does not answer."), "hint", "cannot be reached from outside: It does"),
+        (Verdict("unknown", "nobody is connected"), "ok", "is unknown: nobody is connected"),
+    ],
+    ids=lambda value: value.state if isinstance(value, Verdict) else None,
+)
+async def test_doctor_says_whether_others_get_in(
+    place: Place, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, level: str, said: str
+) -> None:
+    monkeypatch.setattr(Presence, "verdict", verdict)
+    async with place.running() as node:
+        [finding] = [one for one in await doctor(node) if said in one["text"]]
+        assert finding["level"] == level
+        assert status(node, [])["node"]["reachable"] == verdict.state

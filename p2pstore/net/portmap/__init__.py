@@ -5,7 +5,7 @@ bytes in and values out; `speaking` has the sockets; `mapper` asks, renews and t
 """
 
 from p2pstore.net.portmap.gateway import Gateway, default_gateway
-from p2pstore.net.portmap.mapper import Mapping, PortMapper
-from p2pstore.net.portmap.speaking import Ports
+from p2pstore.net.portmap.mapper import PortMapper, PortMapping
+from p2pstore.net.portmap.speaking import RouterPorts
 
-__all__ = ["Gateway", "Mapping", "PortMapper", "Ports", "default_gateway"]
+__all__ = ["Gateway", "PortMapper", "PortMapping", "RouterPorts", "default_gateway"]

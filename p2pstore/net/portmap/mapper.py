@@ -21,7 +21,7 @@ from p2pstore.net.portmap.asking import LEASE_S, Granted, Protocol, Wish
 from p2pstore.net.portmap.gateway import Gateway, default_gateway
 from p2pstore.net.portmap.igd import CONFLICT, Fault
 from p2pstore.net.portmap.pcp import NONCE
-from p2pstore.net.portmap.speaking import IgdRouter, NatPmpRouter, PcpRouter, Ports, Router
+from p2pstore.net.portmap.speaking import IgdRouter, NatPmpRouter, PcpRouter, Router, RouterPorts
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ OTHER_PORTS: Final = 3  # tried when ours is taken at the router
 HIGH_PORTS: Final = (20_000, 60_000)
 
 
-class Mapping(NamedTuple):
+class PortMapping(NamedTuple):
     """What comes to `host:port` from outside reaches us. `host` None: the router does not say."""
 
     host: str | None
@@ -52,7 +52,7 @@ class PortMapper:
         *,
         changed: Callable[[], None] = lambda: None,
         gateway: Callable[[], Gateway | None] = default_gateway,
-        ports: Ports | None = None,
+        ports: RouterPorts | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random_bytes: Callable[[int], bytes] = os.urandom,
         dice: Callable[[int, int], int] = random.randint,
@@ -61,13 +61,13 @@ class PortMapper:
         self._port = port
         self._changed = changed
         self._gateway = gateway
-        self._ports = ports or Ports()
+        self._ports = ports or RouterPorts()
         self._pause = pause
         self._nonce = random_bytes(NONCE)
         self._dice = dice
         self._wake = asyncio.Event()
         self._held: _Held | None = None
-        self.mapping: Mapping | None = None
+        self.mapping: PortMapping | None = None
         self.trouble = "the router has not been asked yet"  # why there is no mapping
 
     def retry(self) -> None:
@@ -116,7 +116,7 @@ class PortMapper:
                 log.debug("Asking the router %s in %s: %s", gateway.host, router.name, exc)
                 troubles.append(f"{router.name}: {exc}")
                 continue
-            self._set(Mapping(host, granted.outer, router.name), "")
+            self._set(PortMapping(host, granted.outer, router.name), "")
             return max(LEAST_REST_S, (granted.lease_s or LEASE_S) / 2)
         self._held = None
         self._set(None, " ".join(troubles))
@@ -159,7 +159,7 @@ class PortMapper:
         self._held = _Held(router, (tcp, udp._replace(outer=also.outer)))
         return granted
 
-    def _set(self, mapping: Mapping | None, trouble: str) -> None:
+    def _set(self, mapping: PortMapping | None, trouble: str) -> None:
         self.trouble = trouble
         if mapping == self.mapping:
             return

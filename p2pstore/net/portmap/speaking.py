@@ -22,7 +22,7 @@ HTTP_S: Final = 5.0
 QUEUE: Final = 64  # datagrams that wait to be looked at: more are noise
 
 
-class Ports(NamedTuple):
+class RouterPorts(NamedTuple):
     """Where routers listen; tests have other places."""
 
     pcp: int = pcp.PORT
@@ -44,7 +44,7 @@ class Router(Protocol):
 class PcpRouter:
     name = "PCP"
 
-    def __init__(self, gateway: Gateway, ports: Ports, nonce: bytes) -> None:
+    def __init__(self, gateway: Gateway, ports: RouterPorts, nonce: bytes) -> None:
         self._gateway = gateway
         self._address = (gateway.host, ports.pcp)
         self._nonce = nonce
@@ -63,7 +63,7 @@ class PcpRouter:
 class NatPmpRouter:
     name = "NAT-PMP"
 
-    def __init__(self, gateway: Gateway, ports: Ports) -> None:
+    def __init__(self, gateway: Gateway, ports: RouterPorts) -> None:
         self._address = (gateway.host, ports.pcp)
 
     async def grant(self, wish: Wish) -> Granted:
@@ -80,7 +80,7 @@ class NatPmpRouter:
 class IgdRouter:
     name = "UPnP"
 
-    def __init__(self, gateway: Gateway, ports: Ports) -> None:
+    def __init__(self, gateway: Gateway, ports: RouterPorts) -> None:
         self._gateway = gateway
         self._ports = ports
         self._service: igd.Service | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from p2pstore.net.portmap import Gateway, Ports
+from p2pstore.net.portmap import Gateway, RouterPorts
 
 OUTER_HOST = "20.1.2.3"
 DESCRIPTION = """<?xml version="1.0"?>
@@ -91,8 +91,8 @@ class Router:
         return Gateway("127.0.0.1", "127.0.0.1")
 
     @property
-    def ports(self) -> Ports:
-        return Ports(pcp=self.pcp_port, ssdp=self.ssdp_port, group=None)
+    def ports(self) -> RouterPorts:
+        return RouterPorts(pcp=self.pcp_port, ssdp=self.ssdp_port, group=None)
 
     async def stop(self) -> None:
         for transport in self._udp:

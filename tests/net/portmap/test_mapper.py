@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from p2pstore.net.portmap import Gateway, Mapping, PortMapper
+from p2pstore.net.portmap import Gateway, PortMapper, PortMapping
 from p2pstore.net.portmap import speaking as speaking_module
 from p2pstore.net.portmap.igd import MAX_DESCRIPTION
 from tests.net.portmap.fake import DESCRIPTION, OUTER_HOST, Router
@@ -63,7 +63,7 @@ class Setting:
         self.turned.set()
         await asyncio.Event().wait()
 
-    async def turn(self) -> Mapping | None:
+    async def turn(self) -> PortMapping | None:
         async with asyncio.timeout(5):
             await self.turned.wait()
         self.turned.clear()
@@ -79,12 +79,12 @@ class Setting:
 async def test_our_port_is_mapped_renewed_and_given_back(router: Make, language: str) -> None:
     fake = await router(language)
     setting = Setting(fake)
-    assert await setting.turn() == Mapping(OUTER_HOST, 8080, language)
+    assert await setting.turn() == PortMapping(OUTER_HOST, 8080, language)
     assert fake.mapped == {("TCP", 8080): (8080, 3600), ("UDP", 8080): (8080, 3600)}
     assert setting.rests == [1800.0]
     fake.mapped.clear()  # the router was restarted
     setting.mapper.retry()
-    assert await setting.turn() == Mapping(OUTER_HOST, 8080, language)
+    assert await setting.turn() == PortMapping(OUTER_HOST, 8080, language)
     assert fake.mapped.keys() == {("TCP", 8080), ("UDP", 8080)}
     assert setting.changes == 1
     await setting.close()
