@@ -29,6 +29,7 @@ STUBBORN = 3  # failures of a loop in a row: what fails once or twice mostly men
 def status(node: Node, paths: Sequence[str]) -> Json:
     """The whole picture; with paths also each of these files."""
     counted = node.maintenance.counted()
+    verdict = node.network.presence.verdict
     said: Json = {
         "node": {
             "id": node.group.node_id.hex(),
@@ -40,7 +41,8 @@ def status(node: Node, paths: Sequence[str]) -> Json:
             "home": os.fspath(node.home.path),
             "pid": os.getpid(),
             "started": node.started,
-            "reachable": "unknown",
+            "reachable": verdict.state,
+            "reachable_why": verdict.why,
             "words_confirmed": node.home.words_confirmed,
             "rebuilding": node.maintenance.rebuilding,
         },
