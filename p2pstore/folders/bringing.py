@@ -27,7 +27,6 @@ from p2pstore.placement import (
     SUFFIX,
     Arrival,
     Directories,
-    Identity,
     Landed,
     Landing,
     Root,
@@ -36,7 +35,6 @@ from p2pstore.placement import (
     displace,
     finish,
     read_placeholder,
-    trash_path,
     write_placeholder,
 )
 from p2pstore.restore import SMALL, Restore
@@ -330,13 +328,8 @@ class Bringing:
     ) -> Trashed | None:
         """Rows say where the originals are before the watcher can see them as changes."""
         now = self._now_ms()
-        stats = await self._in_thread(_in_trash, root, name, [landed for *_, landed in arrived])
-        trashed = tuple(
-            Item.of(landed.trashed, identity)
-            for (_, _, _, landed), identity in zip(arrived, stats, strict=True)
-            if identity is not None
-        )
-
+        displaced = [landed.trashed for *_, landed in arrived if landed.trashed is not None]
+        trashed = tuple(Item.of(path, identity) for path, identity in displaced)
         body = Body(root.folder_id, name, trashed)
 
         def record(db: sqlite3.Connection) -> None:
@@ -411,22 +404,6 @@ def _read_raw(directories: Directories, name: bytes) -> bytes:
         return read_placeholder(directory, last, MAX_READ + 1)
     except OSError as exc:
         raise Unavailable(f"{os.fsdecode(name)} cannot be read ({exc.strerror}).") from exc
-
-
-def _in_trash(root: Root, batch: str, landed: Sequence[Landed]) -> list[Identity | None]:
-    identities: list[Identity | None] = []
-    with Directories(root) as directories:
-        for entry in landed:
-            if not entry.trashed:
-                identities.append(None)
-                continue
-            try:
-                directory, name = directories.parent(trash_path(batch, entry.trashed))
-                stat = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                identities.append(Identity.of(stat))
-            except FileNotFoundError:
-                identities.append(None)
-    return identities
 
 
 def _as_ours(root: Root, placeholder: Placeholder, exc: BaseException) -> P2PStoreError:

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from p2pstore.syscalls import rename_exchange, rename_noreplace, reserve
 log = logging.getLogger(__name__)
 
 AT_ONCE = 64 << 10  # bytes that one write puts into place or none
+IOV_MAX = 1024  # buffers that one call takes on Linux
 SAFE_MODE = 0o1777  # setuid and setgid never come back by themselves
 
 
@@ -50,10 +51,17 @@ class Landing:
     raw: bytes  # the placeholder as it was read: another one that took its name is not ours to take
 
 
+class Displaced(NamedTuple):
+    """A placeholder in the trash of its batch."""
+
+    path: bytes
+    identity: Identity
+
+
 class Landed(NamedTuple):
     path: bytes  # the name that it got
     identity: Identity
-    trashed: bytes  # the placeholder's path in the batch's trash; empty when it is not there
+    trashed: Displaced | None  # the placeholder; None when it could not or must not go
 
 
 def swap_path(batch: str, path: bytes) -> bytes:
@@ -121,12 +129,16 @@ class Arrival:
                     raise
 
     def write(self, pieces: Iterable[tuple[int, bytes | memoryview]]) -> None:
-        """(offset in the file, bytes) in any order."""
-        for offset, piece in pieces:
-            view = memoryview(piece)
-            while view:
-                done = os.pwrite(self._fd, view, offset)
-                view, offset = view[done:], offset + done
+        """(offset in the file, bytes) in any order; neighbours are written in one call."""
+        for offset, run in _runs(pieces):
+            at = offset
+            while run:
+                done = os.pwritev(self._fd, run, at)
+                at += done
+                while run and done >= len(run[0]):
+                    done -= len(run.pop(0))
+                if done:
+                    run[0] = run[0][done:]
 
     def settle(self, *, sync: bool = True) -> None:
         """Content is whole: metadata, times last, fsync."""
@@ -206,14 +218,18 @@ def finish(
         for arrival in arrivals:
             try:
                 path, identity = arrival.name(directories)
-                results.append(Landed(path, identity, arrival.landing.placeholder))
+                results.append(Landed(path, identity, None))
             except (OSError, Unavailable) as exc:
                 results.append(exc)
         root.sync()
         for position, arrival in enumerate(arrivals):
             result, landing = results[position], arrival.landing
-            if isinstance(result, Landed) and landing.path != landing.placeholder:
-                results[position] = result._replace(trashed=_displace(root, directories, landing))
+            if isinstance(result, Landed):
+                if landing.path == landing.placeholder:
+                    trashed = _displaced(directories, landing)
+                else:
+                    trashed = _displace(root, directories, landing)
+                results[position] = result._replace(trashed=trashed)
         root.sync()
     return results
 
@@ -230,20 +246,32 @@ def displace(root: Root, landings: Sequence[Landing]) -> list[Landed]:
     return landed
 
 
-def _displace(root: Root, directories: Directories, landing: Landing) -> bytes:
-    """The placeholder into trash, and its path there; empty when it could not or must not go."""
+def _displace(root: Root, directories: Directories, landing: Landing) -> Displaced | None:
+    """The placeholder into trash."""
     try:
         trashed = to_trash(root, directories, landing.batch, landing.placeholder)
         there = trash_path(landing.batch, trashed)
         trash, last = directories.parent(there)
         if holds(trash, last, landing.raw):
-            return trashed
+            return _found(trashed, trash, last)
         # Somebody saved over it meanwhile: that is his file.
         put_back(root, there, landing.placeholder)
     except OSError as exc:
         if not isinstance(exc, FileNotFoundError):  # its owner was quicker
             log.warning("%s stays: %s", os.fsdecode(landing.placeholder), exc)
-    return b""
+    return None
+
+
+def _displaced(directories: Directories, landing: Landing) -> Displaced | None:
+    """A placeholder that changed places with its original lies in trash already."""
+    with contextlib.suppress(FileNotFoundError):
+        trash, last = directories.parent(trash_path(landing.batch, landing.placeholder))
+        return _found(landing.placeholder, trash, last)
+    return None
+
+
+def _found(trashed: bytes, trash: int, last: bytes) -> Displaced:
+    return Displaced(trashed, Identity.of(os.stat(last, dir_fd=trash, follow_symlinks=False)))
 
 
 def holds(directory: int, name: bytes, raw: bytes) -> bool:
@@ -278,6 +306,25 @@ def arrive(
         for _, arrival in arrivals:
             arrival.close()
     return [result for result in results if result is not None]
+
+
+def _runs(
+    pieces: Iterable[tuple[int, bytes | memoryview]],
+) -> Iterator[tuple[int, list[memoryview]]]:
+    """Pieces that lie one behind the other, as many as one call takes: their offset, and them."""
+    start = end = 0
+    run: list[memoryview] = []
+    for offset, piece in pieces:
+        if run and (offset != end or len(run) == IOV_MAX):
+            yield start, run
+            run = []
+        if not run:
+            start = end = offset
+        if piece:
+            run.append(memoryview(piece))
+            end += len(piece)
+    if run:
+        yield start, run
 
 
 def _segments(meta: FileMeta, content: bytes) -> Iterable[tuple[int, memoryview]]:

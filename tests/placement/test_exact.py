@@ -6,13 +6,13 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from p2pstore.content import FileMeta
-from p2pstore.placement import Landed, Landing, Root, arrive
+from p2pstore.placement import Arrival, Landed, Landing, Root, arrive, finish
 from tests.faults.world import FOLDER_ID, World
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="replacing needs Linux")
@@ -297,3 +297,36 @@ def test_directory_that_is_a_link_is_not_entered(made: World, tmp_path: Path) ->
     os.symlink(outside, made.at("below"))
     assert made.replace(b"below/file") == {b"below/file": "a link"}
     assert os.listdir(outside) == ["file"]
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 4096])
+def test_pieces_land_at_their_places_however_little_is_written_at_once(
+    made: World, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    def some(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        assert len(buffers) <= 1024
+        return os.pwrite(fd, b"".join(buffers)[:most], offset)
+
+    monkeypatch.setattr(os, "pwritev", some)
+    pieces = [(0, b"abc"), (3, b""), (3, b"defg"), (7, b"h"), (20, b"behind a gap"), (10, b"in it")]
+    pieces += [(40 + i, bytes([i % 251])) for i in range(1100)]  # more than one call takes
+    expected = bytearray(1140)
+    for offset, piece in pieces:
+        expected[offset : offset + len(piece)] = piece
+    meta = FileMeta(
+        name=b"file",
+        size=1140,
+        mode=stat.S_IFREG | 0o644,
+        uid=os.getuid(),
+        gid=os.getgid(),
+        user="",
+        group="",
+        mtime_ns=5,
+    )
+    arrival = Arrival(made.root, Landing(b"file", b"file.f", meta, "1", b""))
+    arrival.begin()
+    arrival.write(pieces)
+    (landed,) = finish(made.root, [arrival], synced=False)
+    arrival.close()
+    assert isinstance(landed, Landed)
+    assert made.at("file").read_bytes() == expected
