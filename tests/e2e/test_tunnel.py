@@ -54,6 +54,12 @@ def test_both_hold_copies_for_each_other_and_bring_files_back(
     assert links_through(laptop) == {"desk": "server"}
     assert links_through(desk) == {"laptop": "server"}
 
+    # The one outside dials back: it finds itself reached by them, and none of them.
+    for node, state in ((server, "outside"), (laptop, "no"), (desk, "no")):
+        until(lambda node=node, state=state: node.status()["node"]["reachable"] == state,  # type: ignore[misc]
+              f"{node.name} {state}", tell=lambda node=node: node.status()["node"])  # type: ignore[misc]  # fmt: skip
+    assert "cannot be reached from outside" in laptop.ok("doctor").out
+
     folders = {}
     for node, other in ((laptop, desk), (desk, laptop)):
         folder = folders[node.name] = tmp_path / f"Vault of {node.name}"
