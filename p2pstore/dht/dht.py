@@ -45,6 +45,7 @@ FIRST_ASKED = 4  # of the nodes nearest to a tag; the others when these know of 
 MAX_PAGES = 40  # of claims from one node for one request: 64 providers of one tag
 REGIONS_AT_ONCE = 4
 TICK_S = 60.0
+ALONE_S = 2.0  # after a first join that nobody answered, then twice as long each time, up to a tick
 EXPIRE_S = 600.0
 UPKEEP_S = 3600.0
 REFRESH_S = 12 * 3600.0
@@ -439,6 +440,7 @@ class Dht:
         due = dict.fromkeys((self._expire, self._upkeep), self._clock.monotonic())
         every = {self._expire: EXPIRE_S, self._upkeep: UPKEEP_S, self._publish: REFRESH_S}
         due[self._publish] = self._clock.monotonic()
+        alone_s = ALONE_S / 2
         while True:
             try:
                 if self.nodes() == 0:
@@ -454,7 +456,9 @@ class Dht:
             except Exception:
                 log.exception("The upkeep of the DHT failed; it goes on in an hour.")
                 await asyncio.sleep(UPKEEP_S)
-            await asyncio.sleep(TICK_S)
+            # Its datagrams may have been lost, or the network was not up yet when the node started.
+            alone_s = ALONE_S if self.nodes() else min(2 * alone_s, TICK_S)
+            await asyncio.sleep(TICK_S if self.nodes() else alone_s)
 
     async def _join(self) -> None:
         found = [a for host, port in self._names for a in await _resolve_name(host, port)]

@@ -59,6 +59,21 @@ def test_all_is_found_with_a_tenth_lost_and_a_dead_node(sim: Any, tags: Any) -> 
     sim.run(story())
 
 
+def test_a_node_whose_first_words_were_lost_tries_again_soon(sim: Any) -> None:
+    """A computer starts before its network does, or the line is bad for a moment."""
+
+    async def story() -> None:
+        await sim.node()
+        sim.loss = 1.0
+        late = await sim.node()
+        assert late.nodes() == 0
+        sim.loss = 0.0
+        await asyncio.sleep(20)
+        assert late.nodes() == 1
+
+    sim.run(story())
+
+
 def test_many_tags_share_datagrams(sim: Any, tags: Any) -> None:
     async def story() -> None:
         nodes = await sim.swarm(10)
