@@ -46,8 +46,18 @@ class Space:
         run("ip", "netns", "add", name)
         self.do("ip", "link", "set", "lo", "up")
 
-    def do(self, *args: str) -> None:
-        run("ip", "netns", "exec", self.name, *args)
+    def do(self, *args: str) -> str:
+        return run("ip", "netns", "exec", self.name, *args)
+
+    def start(self, *args: str | Path) -> subprocess.Popen[bytes]:
+        """Begin a program that says a line when it is ready."""
+        started = subprocess.Popen(
+            ["ip", "netns", "exec", self.name, *args], stdout=subprocess.PIPE
+        )
+        assert started.stdout is not None
+        assert started.stdout.readline()
+        started.stdout.close()
+        return started
 
 
 class Spaces:
@@ -68,8 +78,10 @@ class Spaces:
             space.do("ip", "address", "add", at, "dev", end)
             space.do("ip", "link", "set", end, "up")
 
-    def behind_nat(self, home: Space, internet: Space, public: str, far: str, private: str) -> None:
-        """A home with a router that nobody outside can dial through.
+    def behind_nat(
+        self, home: Space, internet: Space, public: str, far: str, private: str
+    ) -> Space:
+        """The router of a home, through which nobody outside can dial.
 
         `public` is the router's own address on a cable to `internet`, which has `far` on it;
         `private` is the first three numbers of the home's network.
@@ -82,15 +94,17 @@ class Spaces:
         router.do("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
         router.do("iptables", "-t", "nat", "-A", "POSTROUTING", "-s", f"{private}.0/24",
                   "!", "-d", f"{private}.0/24", "-j", "MASQUERADE")  # fmt: skip
+        return router
 
     def close(self) -> None:
         for space in self._made:
             subprocess.run(["ip", "netns", "del", space.name], check=False)
 
 
-def run(*args: str) -> None:
+def run(*args: str) -> str:
     done = subprocess.run(args, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{args}: {done.stderr}"
+    return done.stdout
 
 
 class SpaceNode(Node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +79,32 @@ def test_both_hold_copies_for_each_other_and_bring_files_back(
         folder = folders[node.name]
         node.ok("hydrate", folder)
         assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+
+
+def test_a_router_that_can_be_asked_lets_others_through(tmp_path: Path) -> None:
+    server, laptop = SpaceNode(tmp_path, "server"), SpaceNode(tmp_path, "laptop")
+    with spaces() as made:
+        internet, home = made.make("net"), made.make("home")
+        router = made.behind_nat(home, internet, "20.0.1.2", "20.0.1.1", "192.168.1")
+        server.move(internet)
+        laptop.move(home)
+        script = Path(__file__).parent / "router.py"
+        speaking = router.start(sys.executable, script, "192.168.1.1", "20.0.1.2")
+        try:
+            server.init()
+            server.start()
+            join(server, laptop)
+            until(
+                lambda: laptop.status()["node"]["reachable"] == "outside",
+                "outside",
+                tell=lambda: (laptop.status()["node"], laptop.log),
+            )
+            assert "NAT-PMP" in laptop.log
+            rules = router.do("iptables", "-t", "nat", "-S", "PREROUTING")
+            assert rules.count("--to-destination 192.168.1.2:8080") == 2
+            assert laptop.stop() == 0
+            assert "8080" not in router.do("iptables", "-t", "nat", "-S", "PREROUTING")
+        finally:
+            speaking.kill()
+            speaking.wait()
+            ended([server, laptop])
