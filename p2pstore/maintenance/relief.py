@@ -24,7 +24,7 @@ from p2pstore.wire import MAX_WANTED
 
 log = logging.getLogger(__name__)
 
-SOON_S: Final = 5.0  # while something is on its way
+SOON_S: Final = 2.0  # while something is on its way
 
 
 class Relief:
@@ -104,7 +104,7 @@ class Relief:
         try:
             await self._handing.ask(owner, "room", bundles)
         except P2PStoreError as exc:
-            log.info("There is too little room, and an owner has no other place: %s", exc)
+            log.info("There is too little room, and an owner moves nothing: %s", exc)
             return False
         self._asked.setdefault(owner, set()).update(bundles)
         log.info("%d bundles are to be placed elsewhere: there is no room.", len(bundles))
