@@ -5,8 +5,9 @@ from p2pstore.maintenance.check import Checked, check
 from p2pstore.maintenance.collect import Collector, Others
 from p2pstore.maintenance.complete import Completed, Holding, complete_with_holdings
 from p2pstore.maintenance.evict import Evictor, Freed, recover
-from p2pstore.maintenance.facts import Ledger, World
+from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.handing_over import HandingOver, Kept
+from p2pstore.maintenance.heal import Healer
 from p2pstore.maintenance.index import IndexWriter
 from p2pstore.maintenance.loops import Loop, Loops, Report
 from p2pstore.maintenance.moving import Around, Mover
@@ -14,8 +15,13 @@ from p2pstore.maintenance.rebuild import Rebuilt, ensure_catalog
 from p2pstore.maintenance.rebuild import state as rebuild_state
 from p2pstore.maintenance.refetch import Refetcher
 from p2pstore.maintenance.relief import Relief
+from p2pstore.maintenance.renew import Renewer
+from p2pstore.maintenance.repair import Repairer
 from p2pstore.maintenance.replicate import Replicator
+from p2pstore.maintenance.room import RoomMaker
+from p2pstore.maintenance.scrub import Scrubber
 from p2pstore.maintenance.service import Maintenance, Swarm
+from p2pstore.maintenance.world import World
 
 __all__ = [
     "Around",
@@ -26,6 +32,7 @@ __all__ = [
     "Evictor",
     "Freed",
     "HandingOver",
+    "Healer",
     "Holding",
     "IndexWriter",
     "Kept",
@@ -38,8 +45,12 @@ __all__ = [
     "Rebuilt",
     "Refetcher",
     "Relief",
+    "Renewer",
+    "Repairer",
     "Replicator",
     "Report",
+    "RoomMaker",
+    "Scrubber",
     "Swarm",
     "World",
     "check",

@@ -34,9 +34,17 @@ from functools import partial
 import msgspec
 
 from p2pstore.clock import Clock
-from p2pstore.errors import Busy, IntegrityError, P2PStoreError, RemoteProtocolError
+from p2pstore.errors import (
+    Busy,
+    IntegrityError,
+    P2PStoreError,
+    RemoteProtocolError,
+    Unavailable,
+)
 from p2pstore.ids import BundleId, NodeId, short
-from p2pstore.maintenance.facts import Ledger, World
+from p2pstore.maintenance.facts import Ledger
+from p2pstore.maintenance.live import follow_map
+from p2pstore.maintenance.world import World
 from p2pstore.policy import Confirmation, Facts, Holder, why_not
 from p2pstore.store import (
     BundleDamaged,
@@ -49,6 +57,7 @@ from p2pstore.store import (
     blocks,
     copies,
     dying,
+    holders,
     journal,
 )
 from p2pstore.swarm import OwnPromises, Pusher
@@ -292,6 +301,8 @@ class Evictor:
             # A wrong proof of the very live map that was named is a lie: it counts no more.
             log.warning("%s gave a wrong proof of bundle %s.", node.hex(), short(row.bundle_id))
             await self._uncount(row, node, copies.CopyState.LOST)
+            now = int(self._clock.wall() * 1000)
+            await self._catalog.awrite(lambda db: holders.failed(db, node, now, is_lie=True))
         except Busy as exc:
             attempt.busy = exc
         except BundleDamaged as exc:
@@ -392,9 +403,20 @@ def recover(catalog: Catalog, store: BundleStore) -> int:
     for intent in intents:
         bundle_id = msgspec.msgpack.decode(intent.body, type=BundleId)
         catalog.write(partial(_take_back, bundle_id, False)).result()
+        _follow_map(catalog, store, bundle_id)
     for intent in catalog.view(lambda db: journal.all_open(db, IntentKind.INGEST)):
         catalog.write(partial(_end, intent.id)).result()
     return len(intents)
+
+
+def _follow_map(catalog: Catalog, store: BundleStore, bundle_id: BundleId) -> None:
+    """Blocks may have been punched out of it just then."""
+    row = catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
+    try:
+        if row is not None and store.has(bundle_id):
+            follow_map(catalog, store, row)
+    except (Unavailable, IntegrityError) as exc:
+        log.warning("Bundle %s cannot be looked at: %s", short(bundle_id), exc)
 
 
 def _end(intent: int, db: sqlite3.Connection) -> None:

@@ -124,6 +124,11 @@ class Ledger:
 
         return self._catalog.view(look)
 
+    def is_lacking(self, world: World, row: BundleRow) -> bool:
+        """Whether it has fewer copies than it is to have."""
+        (facts,) = self.facts(world, [row], for_room=False)
+        return counted_copies(facts.copies, world.now) < facts.target
+
     def counts(self, world: World) -> dict[int, int]:
         """bundle row -> copies that count; bundles without any are left out."""
         query = (

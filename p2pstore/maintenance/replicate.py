@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Callable
+from functools import partial
 
 from p2pstore.clock import Clock
-from p2pstore.errors import Busy, NotAllowed, P2PStoreError
+from p2pstore.errors import Busy, IntegrityError, NotAllowed, P2PStoreError
 from p2pstore.ids import BundleId, NodeId, short
 from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.world import World
-from p2pstore.store import BundleDamaged, BundleMissing, BundleRow, Catalog, StaleMap, copies
+from p2pstore.store import (
+    BundleDamaged,
+    BundleMissing,
+    BundleRow,
+    Catalog,
+    StaleMap,
+    copies,
+    holders,
+)
 from p2pstore.swarm import Pusher
 from p2pstore.wire import Unknown
 
@@ -106,6 +116,11 @@ class Replicator:
                 self.trouble[holder] = str(exc)
                 self._rest(holder)
                 log.info("Bundle %s was not taken: %s", row.bundle_id.hex()[:12], exc)
+                if isinstance(exc, IntegrityError):  # a receipt that is wrong is a lie
+                    now = int(self._clock.wall() * 1000)
+                    await self._catalog.awrite(
+                        lambda db: holders.failed(db, holder, now, is_lie=True)
+                    )
                 return False
             finally:
                 self.sending[holder] -= row.bytes
@@ -117,7 +132,7 @@ class Replicator:
                 lease_until=receipt.lease_until_ms,
                 receipt=receipt.raw,
             )
-            await self._catalog.awrite(lambda db: copies.put(db, copy))
+            await self._catalog.awrite(partial(_received, copy))
             return True
 
     def _is_resting(self, holder: NodeId) -> bool:
@@ -139,3 +154,8 @@ class Replicator:
         self._looked.pop(holder, None)
         self._resting.pop(holder, None)
         self.trouble.pop(holder, None)
+
+
+def _received(copy: copies.Copy, db: sqlite3.Connection) -> None:
+    copies.put(db, copy)
+    holders.received(db, copy.holder, copy.proved_at)

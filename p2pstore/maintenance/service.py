@@ -29,12 +29,21 @@ from p2pstore.ids import FolderId, NodeId
 from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.collect import Collector
 from p2pstore.maintenance.evict import Evictor, Freed
-from p2pstore.maintenance.facts import Ledger, World
+from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.index import DELAY_S, HeadOrder, IndexWriter
 from p2pstore.maintenance.loops import Loop, Loops
 from p2pstore.maintenance.replicate import Replicator
+from p2pstore.maintenance.world import World
 from p2pstore.net import Link
-from p2pstore.policy import Candidate, Holder, eligible
+from p2pstore.policy import (
+    Candidate,
+    Holder,
+    Vetting,
+    eligible,
+    is_vetted,
+    reliability,
+    seen_by_us,
+)
 from p2pstore.store import (
     BundleRow,
     BundleState,
@@ -45,6 +54,7 @@ from p2pstore.store import (
     copies,
     files,
     folders,
+    holders,
 )
 from p2pstore.threads import in_thread
 
@@ -58,6 +68,7 @@ TIDY_S = 3600.0
 GATHER_S = 0.2  # a batch makes several bundles: they are looked for together
 SETTLE_LOOK_S = 0.5
 SETTLE_ROUNDS = 5
+ASLEEP_S = 600.0  # without a look around: longer than any turn of `replicate`
 UPLOAD_KEPT_S = 7 * 86400.0  # a half-received bundle that nobody goes on with
 
 
@@ -89,6 +100,7 @@ class Maintenance:
         clock: Clock,
         pool: Executor,
         history_s: float,
+        vetting_s: float,
     ) -> None:
         self.replicator = replicator
         self.evictor: Evictor | None = None
@@ -98,11 +110,14 @@ class Maintenance:
         self._held = held
         self._ledger = ledger
         self._index = index
-        self._auditor = auditor
+        self.auditor = auditor
         self._swarm = swarm
         self._clock = clock
         self._pool = pool
         self._history_s = history_s
+        self._vetting_s = vetting_s
+        # Since when absence of others can be judged; the last time that we looked (wall clock).
+        self._watching_since = self._watched_at = clock.wall()
         self._changes = 1  # counted up whenever something became durable or was deleted
         # What a folder's head covers: the count of changes then, and the number of that head. A
         # head of ours with another number came from elsewhere (HOME was restored from a copy).
@@ -168,6 +183,7 @@ class Maintenance:
     async def _replicate_turn(self, loop: Loop) -> None:
         await asyncio.sleep(GATHER_S)
         loop.heard()
+        self._watch()
         for link in self._swarm.links():
             self._serve(link.node_id)
         links = [link.node_id for link in self._swarm.links()]
@@ -192,7 +208,7 @@ class Maintenance:
     async def _serve_one(self, holder: NodeId) -> bool:
         try:
             if not self.rebuilding and await in_thread(self._pool, self._has_suspects, holder):
-                await self._auditor.confirm(holder)
+                await self.auditor.confirm(holder)
             return await self.replicator.serve(holder)
         except Exception:  # the top of a lane: the others, and the next pass, go on
             log.exception("Copying to %s failed.", holder.hex())
@@ -273,14 +289,15 @@ class Maintenance:
         now = self._clock.wall()
         # Before the heads are read: a folder that is clean here is covered by what is read there.
         changes, indexed = self._changes, dict(self._indexed)
-        candidates = self._swarm.candidates()
-        holders = {
+        candidates = self._judged(now)
+        connected = {link.node_id for link in self._swarm.links()}
+        good = {
             NodeId(c.holder.node): c.holder for c in candidates if not c.revoked and not c.leaving
         }
         orders = self._orders()
         return World(
             now=now,
-            holders=holders,
+            holders=good,
             eligible=eligible(candidates, now),
             heads=orders,
             clean=frozenset(
@@ -292,7 +309,36 @@ class Maintenance:
             words_confirmed=self._swarm.words_confirmed(),
             second_device=self._swarm.second_device(),
             rebuilding=self.rebuilding,
+            takers=[c for c in candidates if c.holder.node in connected],
         )
+
+    def _judged(self, now: float) -> list[Candidate]:
+        """Those that may hold for us, with what audits have shown of them."""
+        records = self._catalog.view(holders.every)
+        judged: list[Candidate] = []
+        for candidate in self._swarm.candidates():
+            known = candidate.holder
+            row = records.get(NodeId(known.node), holders.HolderRow(NodeId(known.node)))
+            record = Vetting(_seconds(row.since), row.passed, _seconds(row.failed_at))
+            since = self._watching_since
+            judged.append(
+                candidate._replace(
+                    holder=known._replace(
+                        vetted=is_vetted(known.role, record, now, self._vetting_s),
+                        last_seen=seen_by_us(candidate.last_seen, watching_since=since, now=now),
+                        lied_at=_seconds(row.lied_at),
+                    ),
+                    reliability=reliability(row.answered, row.asked),
+                )
+            )
+        return judged
+
+    def _watch(self) -> None:
+        """Note when we had nobody, or were asleep: others are not away then, we are."""
+        now = self._clock.wall()
+        if not self._swarm.links() or abs(now - self._watched_at) > ASLEEP_S:
+            self._watching_since = now
+        self._watched_at = now
 
     def holders_now(self) -> list[Holder]:
         """Who could take a copy at this moment."""
@@ -406,17 +452,16 @@ class Maintenance:
     # -- counting ---------------------------------------------------------------------------------
 
     def counted(self) -> dict[int, int]:
-        """bundle row -> proven copies on other nodes."""
-        return self._catalog.view(copies.counts)
+        """bundle row -> copies on other nodes that count."""
+        return self._ledger.counts(self.world())
 
     def copies_of_files(self, ids: Sequence[int]) -> dict[int, int]:
         """A file has as many copies as the least copied of its bundles."""
 
-        def look(db: sqlite3.Connection) -> dict[int, int]:
-            counted = copies.counts(db)
-            return {number: copies.count_of_file(db, number, counted) for number in ids}
-
-        return self._catalog.view(look)
+        counted = self.counted()
+        return self._catalog.view(
+            lambda db: {number: copies.count_of_file(db, number, counted) for number in ids}
+        )
 
     def copies_of_bundles(self, ids: Iterable[int]) -> Mapping[int, int]:
         counted = self.counted()
@@ -469,3 +514,7 @@ def _acknowledge(acks: Sequence[copies.HeadAck], db: sqlite3.Connection) -> None
 
 def _drop_history(entries: Sequence[int], db: sqlite3.Connection) -> None:
     files.drop_history(db, entries)
+
+
+def _seconds(at_ms: int) -> float | None:
+    return at_ms / 1000 if at_ms else None

@@ -32,6 +32,7 @@ from p2pstore.maintenance import (
     Collector,
     Evictor,
     HandingOver,
+    Healer,
     IndexWriter,
     Ledger,
     Maintenance,
@@ -39,7 +40,9 @@ from p2pstore.maintenance import (
     Others,
     Refetcher,
     Relief,
+    Repairer,
     Replicator,
+    Scrubber,
     Swarm,
     ensure_catalog,
     rebuild_state,
@@ -60,7 +63,10 @@ log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while it runs
-MOVE_S = RELIEF_S = 60.0  # between two looks when nothing happens
+MOVE_S = RELIEF_S = REPAIR_S = ROOM_S = 60.0  # between two looks when nothing happens
+AUDIT_S = 600.0
+RENEW_S = 86_400.0
+HEAL_S = 3600.0
 NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -136,6 +142,24 @@ class Node:
         )
         self.vfs = Vfs(catalog=self.catalog, restore=self.restore)
         self.maintenance = self._make_maintenance()
+        self.refetcher = self._make_refetcher()
+        self.healer = Healer(
+            catalog=self.catalog,
+            store=self.store,
+            refetcher=self.refetcher,
+            source=self.source,
+            free=lambda: self.room.free(self.data),
+            pool=self.net_pool,
+        )
+        self.scrubber = Scrubber(
+            catalog=self.catalog,
+            store=self.store,
+            held=self.held,
+            healer=self.healer,
+            clock=self.clock,
+            dedup_secret=lambda: self.group.ring().dedup,
+            period_s=config.scrub_period_s,
+        )
         self.mover = self._make_mover()
         self.handing = HandingOver(
             home.path / "leaving",
@@ -188,12 +212,18 @@ class Node:
                 store=self.store,
                 pusher=self.pusher,
                 blocks_of=self._blocks_of,
+                world=lambda: maintenance.world(),
+                connected=self._holders_connected,
+                name_of=self._name_of,
+                lied=lambda _: maintenance.copy_soon(),
                 clock=self.clock,
+                pool=self.net_pool,
             ),
             swarm=swarm,
             clock=self.clock,
             pool=self.pool,
             history_s=self.config.history_s,
+            vetting_s=self.config.vetting_s,
         )
         maintenance.evictor = Evictor(
             catalog=self.catalog,
@@ -251,6 +281,38 @@ class Node:
             candidates=candidates,
         )
 
+    def _holders_connected(self) -> list[NodeId]:
+        return [link.node_id for link in self.network.devices()]
+
+    def _name_of(self, node_id: NodeId) -> str:
+        return self.group.name_of(node_id) or short(node_id)
+
+    def _make_refetcher(self) -> Refetcher:
+        return Refetcher(
+            catalog=self.catalog,
+            store=self.store,
+            pusher=self.pusher,
+            source=self.source,
+            promises=self.network.promises,
+            opened_by=self._is_ours,
+            admit_map=self.network.gate.admit_map,
+            free=lambda: self.room.free(self.data),
+            pool=self.net_pool,
+        )
+
+    def _make_repairer(self, evictor: Evictor) -> Repairer:
+        return Repairer(
+            catalog=self.catalog,
+            ledger=Ledger(self.catalog),
+            refetcher=self.refetcher,
+            world=self.maintenance.world,
+            connected=self._holders_connected,
+            copy_soon=self.maintenance.copy_soon,
+            evict=lambda rows: evictor.evict(rows, lambda _: None),
+            clock=self.clock,
+            pool=self.net_pool,
+        )
+
     def _make_mover(self) -> Mover:
         maintenance, replicator = self.maintenance, self.maintenance.replicator
         evictor = maintenance.evictor
@@ -260,17 +322,7 @@ class Node:
             store=self.store,
             ledger=Ledger(self.catalog),
             pusher=self.pusher,
-            refetcher=Refetcher(
-                catalog=self.catalog,
-                store=self.store,
-                pusher=self.pusher,
-                source=self.source,
-                promises=self.network.promises,
-                opened_by=self._is_ours,
-                admit_map=self.network.gate.admit_map,
-                free=lambda: self.room.free(self.data),
-                pool=self.net_pool,
-            ),
+            refetcher=self.refetcher,
             around=Around(
                 world=maintenance.world,
                 links=self.network.devices,
@@ -278,7 +330,7 @@ class Node:
                 is_sending=lambda: any(replicator.sending.values()),
                 copy_soon=maintenance.copy_soon,
                 evict=lambda rows: evictor.evict(rows, lambda _: None),
-                name_of=lambda node: self.group.name_of(node) or short(node),
+                name_of=self._name_of,
             ),
             me=self.group.public,
             clock=self.clock,
@@ -290,10 +342,18 @@ class Node:
 
     def _add_loops(self) -> None:
         loops = self.maintenance.loops
+        self.healer.woken_by(loops.add("heal", self.healer.turn, period_s=HEAL_S).wake)
+        period_s = self.config.scrub_period_s
+        loops.add("scrub", self.scrubber.turn, period_s=period_s, lasts=True)
         self.mover.woken_by(loops.add("move", self.mover.turn, period_s=MOVE_S).wake)
         self.handing.woken_by(loops.add("hand over", self.handing.turn).wake)
         self.relief.woken_by(loops.add("relief", self.relief.turn, period_s=RELIEF_S).wake)
         self.handing.then(self.relief.asks_anew)
+
+    def _bytes_waiting(self) -> int:
+        """Of files that cannot be taken for want of room."""
+        tallies = (f.waiting.held_up().get("waiting for room") for f in self.folders.all())
+        return sum(tally.bytes for tally in tallies if tally is not None)
 
     async def _blocks_of(self, raw: bytes) -> list[Wanted]:
         """Every block that a manifest's content needs."""
@@ -363,6 +423,7 @@ class Node:
             await asyncio.to_thread(self.close)
 
     def close(self) -> None:
+        self.scrubber.close()
         for pool in (self.pool, self.net_pool, self.seal_pool):
             pool.shutdown()
         self.held.close()

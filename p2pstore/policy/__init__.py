@@ -4,6 +4,8 @@ from p2pstore.policy.access import Ask, Need, may, need
 from p2pstore.policy.admission import admit_put, offer_to_friend, room_for_batch
 from p2pstore.policy.auditing import (
     AUDITS_A_DAY,
+    MAX_LEASE_S,
+    RENEW_BELOW_S,
     Audit,
     Auditable,
     Budget,
@@ -86,7 +88,9 @@ __all__ = [
     "AUDITS_A_DAY",
     "FRESH_PROOF_S",
     "LOCK_MARGIN_S",
+    "MAX_LEASE_S",
     "OPEN_IN_EDITOR",
+    "RENEW_BELOW_S",
     "SUSPECT_AFTER_S",
     "VETTING_AUDITS",
     "Action",

@@ -299,6 +299,18 @@ def evicted_bytes_of_folder(db: sqlite3.Connection, folder: int) -> int:
     return int(db.execute(query, (folder,)).fetchone()[0])
 
 
+def by_use(db: sqlite3.Connection, kind: int) -> list[tuple[BundleRow, int, bool]]:
+    """Sealed own bundles of a kind: when a file of it was last used (ms), whether one is pinned."""
+    columns = ", ".join(f"b.{name}" for name in BundleRow._fields)
+    query = (
+        f"SELECT {columns}, max(b.created, coalesce(max(f.last_use), 0)),"
+        " coalesce(max(f.pinned), 0) FROM bundles b LEFT JOIN file_bundles r ON r.bundle=b.id"
+        " LEFT JOIN files f ON f.id=r.file"
+        " WHERE b.state='sealed' AND b.own=1 AND b.kind=? GROUP BY b.id"
+    )
+    return [(BundleRow(*row[:-2]), row[-2], bool(row[-1])) for row in db.execute(query, (kind,))]
+
+
 def siblings(db: sqlite3.Connection, bundle: int) -> Mapping[bytes, int]:
     """holder -> how many other bundles of files of this one it has proved; a few files tell."""
     query = (

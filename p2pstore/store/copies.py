@@ -75,15 +75,69 @@ def proved(db: sqlite3.Connection, bundle: int, holder: NodeId, seq: int, now_ms
     return cursor.rowcount == 1
 
 
+def is_unproved(db: sqlite3.Connection, bundle: int, holder: NodeId) -> bool:
+    """Only the holder's word is known of this copy."""
+    query = "SELECT 1 FROM copies WHERE bundle=? AND holder=? AND state='suspect'"
+    return db.execute(query, (bundle, holder)).fetchone() is not None
+
+
+def tried(
+    db: sqlite3.Connection, bundle: int, holder: NodeId, now_ms: int, *, passed: bool
+) -> None:
+    """An audit was made."""
+    good = ", audited_at=?1, owed_since=0" if passed else ""
+    db.execute(
+        f"UPDATE copies SET tried_at=?1{good} WHERE bundle=?2 AND holder=?3",
+        (now_ms, bundle, holder),
+    )
+
+
+def owed(db: sqlite3.Connection, bundle: int, holder: NodeId, now_ms: int) -> None:
+    """An audit was not answered; the first one since the last good one counts."""
+    db.execute(
+        "UPDATE copies SET owed_since=? WHERE bundle=? AND holder=? AND owed_since=0",
+        (now_ms, bundle, holder),
+    )
+
+
+def to_audit(db: sqlite3.Connection, holder: NodeId, lied_ms: int, limit: int) -> list[Copy]:
+    """Copies of a holder to choose audits from: up to `limit` each of those that owe an answer or
+    a proof since its last lie, of those audited the longest ago, and of any."""
+    whole = f"SELECT {_COLUMNS} FROM copies WHERE holder=?1 AND state IN ('proved', 'suspect')"
+    last = "max(audited_at, proved_at)"
+    found: dict[int, Copy] = {}
+    for query in (
+        f"{whole} AND (owed_since>0 OR proved_at<=?2) ORDER BY {last} LIMIT ?3",
+        f"{whole} AND ?2=?2 ORDER BY {last} LIMIT ?3",
+        f"{whole} AND ?2=?2 ORDER BY random() LIMIT ?3",
+    ):
+        for row in db.execute(query, (holder, lied_ms, limit)):
+            copy = Copy(*row)
+            found[copy.bundle] = copy
+    return list(found.values())
+
+
+def to_renew(
+    db: sqlite3.Connection, holder: NodeId, before_ms: int, beyond_ms: int, limit: int
+) -> list[tuple[int, BundleId]]:
+    """(bundle row, its id) of copies whose leases end before the one time, or beyond the other."""
+    query = (
+        "SELECT b.id, b.bundle_id FROM copies c JOIN bundles b ON b.id=c.bundle WHERE c.holder=?"
+        " AND c.state IN ('proved', 'suspect') AND (c.lease_until<? OR c.lease_until>?)"
+        " ORDER BY c.lease_until LIMIT ?"
+    )
+    found = db.execute(query, (holder, before_ms, beyond_ms, limit))
+    return [(number, BundleId(bundle)) for number, bundle in found]
+
+
 def set_state(db: sqlite3.Connection, bundle: int, holder: NodeId, state: str) -> None:
     db.execute("UPDATE copies SET state=? WHERE bundle=? AND holder=?", (state, bundle, holder))
 
 
 def set_lease(db: sqlite3.Connection, bundle: int, holder: NodeId, until_ms: int) -> None:
-    """A lease is only ever made longer."""
+    """The holder has just promised it; what stood there before may come from a wrong clock."""
     db.execute(
-        "UPDATE copies SET lease_until=max(lease_until, ?) WHERE bundle=? AND holder=?",
-        (until_ms, bundle, holder),
+        "UPDATE copies SET lease_until=? WHERE bundle=? AND holder=?", (until_ms, bundle, holder)
     )
 
 

@@ -77,6 +77,7 @@ class Keeper:
             clock=SystemClock(),
             pool=device.world.pool,
             history_s=30 * 86_400.0,
+            vetting_s=86_400.0,
         )
         self.maintenance.evictor = device.evictor
         device.replicator._world = device.evictor._world = self.maintenance.world
