@@ -13,8 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -27,12 +26,12 @@ from p2pstore.clock import Clock, SystemClock
 from p2pstore.dht import datagram as wire
 from p2pstore.dht.address import Address, numeric
 from p2pstore.dht.claim import LIFETIME_MS, Claim, make_claim
-from p2pstore.dht.crawl import Region, region_bits, regions
 from p2pstore.dht.gate import Budgets
-from p2pstore.dht.protocol import SignedProtocol, proven_tags
+from p2pstore.dht.protocol import SignedProtocol
+from p2pstore.dht.search import Search, fetch_records
 from p2pstore.dht.server import DhtServer, Endpoint, udp_endpoint
-from p2pstore.dht.shelf import MAX_PROVIDERS, ProviderShelf, RecordShelf
-from p2pstore.errors import FormatError, IntegrityError, Unavailable, UsageError
+from p2pstore.dht.shelf import ProviderShelf, RecordShelf
+from p2pstore.errors import Unavailable, UsageError
 from p2pstore.ids import NodeId, PublicKey, Tag, node_id_of
 from p2pstore.wire import PeerRecord
 
@@ -41,15 +40,11 @@ log = logging.getLogger(__name__)
 STATE_VERSION = 1
 STATE_CONTACTS = 200
 STATE_RECORDS = 500
-FIRST_ASKED = 4  # of the nodes nearest to a tag; the others when these know of no provider
-MAX_PAGES = 40  # of claims from one node for one request: 64 providers of one tag
-REGIONS_AT_ONCE = 4
 TICK_S = 60.0
 ALONE_S = 2.0  # after a first join that nobody answered, then twice as long each time, up to a tick
 EXPIRE_S = 600.0
 UPKEEP_S = 3600.0
 REFRESH_S = 12 * 3600.0
-FRESH_RECORD_MS = 3600 * 1000  # a record of that age is believed without asking again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +212,7 @@ class Dht:
                 for node, claims in plan.values():
                     group.create_task(self._tell(node, claims, listeners))
 
-        lookups = await self._each_region(tags, region)
+        lookups = await self._server.each_region(tags, region)
         return Announced(len(listeners), lookups, protocol.sent - before)
 
     async def providers(self, tags: Sequence[Tag]) -> dict[Tag, list[PeerRecord]]:
@@ -228,21 +223,7 @@ class Dht:
         """
         await self._joined.wait()
         self._protocol()
-        search = _Search(self._network, self._clock_ms())
-
-        async def region(members: list[bytes], nodes: list[Node]) -> None:
-            wanted = set(members)
-            for claim in self._claims.under(members, search.now_ms):
-                here = [key for key in claim.keys if key in wanted]
-                search.note(self.node_id, here, claim.provider)
-            await self._ask(search, members, nodes, 0, FIRST_ASKED)
-            missing = [t for t in members if not search.answers[t]]
-            await self._ask(search, missing, nodes, FIRST_ASKED, self._settings.k)
-
-        await self._each_region(tags, region)
-        chosen = {tag: self._choose(search.answers[tag]) for tag in tags}
-        records = await self._resolve({n for ids in chosen.values() for n in ids}, search)
-        return {tag: [records[n] for n in ids if n in records] for tag, ids in chosen.items()}
+        return await Search(self._server, self._related).providers(tags)
 
     async def find(self, node_id: NodeId) -> PeerRecord | None:
         """The newest address record of a node that the network knows; None without any."""
@@ -252,7 +233,7 @@ class Dht:
             nodes = await self._server.nearest(Node(node_id))
             async with asyncio.TaskGroup() as group:
                 for node in nodes[: self._settings.k]:
-                    group.create_task(self._fetch_records(node, [node_id]))
+                    group.create_task(fetch_records(self._server.protocol, node, [node_id]))
         return self._records.get(node_id, self._clock_ms())
 
     async def refresh_record(self) -> int:
@@ -300,128 +281,7 @@ class Dht:
                 if raw is not None:
                     await self._server.protocol.ask(node, wire.PutRecord(raw))
 
-    # -- searching ----------------------------------------------------------------------------
-
-    async def _ask(
-        self, search: _Search, tags: Sequence[bytes], nodes: Sequence[Node], low: int, high: int
-    ) -> None:
-        """Ask those of the nodes that are the low-th to high-th nearest to each tag."""
-        plan: defaultdict[int, list[bytes]] = defaultdict(list)
-        for tag in tags:
-            target = int.from_bytes(tag, "big")
-            order = sorted(range(len(nodes)), key=lambda i: nodes[i].long_id ^ target)
-            for index in order[low:high]:
-                plan[index].append(tag)
-        async with asyncio.TaskGroup() as group:
-            for index, wanted in plan.items():
-                group.create_task(self._ask_node(search, nodes[index], wanted))
-
-    async def _ask_node(self, search: _Search, node: Node, tags: Sequence[bytes]) -> None:
-        size = wire.claim_capacity(self._network)
-        for at in range(0, len(tags), size):
-            asked = tuple(tags[at : at + size])
-            start = 0
-            for _ in range(MAX_PAGES):
-                body = wire.GetProviders(b"".join(asked), start)
-                page = await self._server.protocol.ask(node, body)
-                if not isinstance(page, wire.Providers):
-                    return
-                try:
-                    search.read(node, page, asked)
-                except (FormatError, IntegrityError) as exc:
-                    self._server.protocol.dropped[str(exc)] += 1
-                    return
-                if page.next <= start:
-                    break
-                start = page.next
-
-    def _choose(self, answers: dict[bytes, dict[NodeId, None]]) -> list[NodeId]:
-        """Take turns among the answerers, so that none of them can fill all places."""
-        chosen: dict[NodeId, None] = {}
-        queues = [iter(found) for found in answers.values()]
-        while queues:
-            for queue in list(queues):
-                node_id = next(queue, None)
-                if node_id is None:
-                    queues.remove(queue)
-                elif node_id != self.node_id:
-                    chosen[node_id] = None
-        first = list(chosen)
-        # Whom we know counts, wherever a liar's inventions stand.
-        first.sort(key=lambda n: not self._related(n))
-        return first[:MAX_PROVIDERS]
-
-    async def _resolve(self, wanted: set[NodeId], search: _Search) -> dict[NodeId, PeerRecord]:
-        """Address records: fresh ones of ours, else from two of those who named the provider.
-
-        Two, because one may keep an old record back to send us astray; more while some is lacking.
-        """
-        fresh_ms = search.now_ms - FRESH_RECORD_MS
-        for turn in range(FIRST_ASKED):
-            plan: defaultdict[bytes, list[NodeId]] = defaultdict(list)
-            for node_id in wanted:
-                record = self._records.get(node_id, search.now_ms)
-                namers = list(search.namers[node_id])
-                if turn < len(namers) and (record is None or record.issued_ms < fresh_ms):
-                    plan[namers[turn]].append(node_id)
-            if not plan or (turn >= 2 and not self._lacking(wanted, search.now_ms)):
-                break
-            async with asyncio.TaskGroup() as group:
-                for namer, ids in plan.items():
-                    group.create_task(self._fetch_records(search.nodes[namer], ids))
-        found = {n: self._records.get(n, search.now_ms) for n in wanted}
-        return {n: r for n, r in found.items() if r is not None}
-
-    def _lacking(self, wanted: set[NodeId], now_ms: int) -> bool:
-        return any(self._records.get(n, now_ms) is None for n in wanted)
-
-    async def _fetch_records(self, node: Node, ids: Sequence[NodeId]) -> None:
-        rest = sorted(ids)
-        size = wire.claim_capacity(self._network)
-        while rest:
-            asked = rest[:size]
-            body = await self._server.protocol.ask(node, wire.GetRecords(b"".join(asked)))
-            if not isinstance(body, wire.Records):
-                return
-            got = set()
-            for raw in body.records:
-                record = self._records.try_add(raw, self._clock_ms(), among=asked)
-                if record is not None:
-                    got.add(record.node_id)
-            # A reply holds a few records only; what it left out after the last is asked again.
-            last = max(got, default=None)
-            rest = [] if last is None else [n for n in rest if n > last]
-
     # -- within -------------------------------------------------------------------------------
-
-    async def _each_region(
-        self,
-        tags: Iterable[bytes],
-        work: Callable[[list[bytes], list[Node]], Awaitable[None]],
-    ) -> int:
-        """Do the work for each region's tags with the nodes that are near to them; the look-ups."""
-        k = self._settings.k
-        lookups = 0
-        bits = region_bits(self._server.protocol.router.size_of_network(), k)
-        gate = asyncio.Semaphore(REGIONS_AT_ONCE)
-
-        async def one(region: Region) -> None:
-            nonlocal lookups
-            async with gate:
-                lookups += 1
-                lone = len(region.tags) == 1
-                width = k if lone else 2 * k
-                nodes = await self._server.nearest(Node(region.middle), width)
-                if lone or sum(map(region.holds, nodes)) <= k:
-                    await work(region.tags, nodes)
-                    return
-            for half in region.halves():
-                group.create_task(one(half))
-
-        async with asyncio.TaskGroup() as group:
-            for region in regions(tags, bits):
-                group.create_task(one(region))
-        return lookups
 
     async def _run(self, opened: asyncio.Future[None]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -547,32 +407,6 @@ class Dht:
             outgoing=None if s.packets_out_s is None else Budgets(s.packets_out_s, s.burst_out),
             subnet_limit=s.subnet_limit,
         )
-
-
-class _Search:
-    """What came in for one call of `providers`."""
-
-    def __init__(self, network: str, now_ms: int) -> None:
-        self.now_ms = now_ms
-        self.answers: defaultdict[bytes, dict[bytes, dict[NodeId, None]]] = defaultdict(dict)
-        self.namers: defaultdict[NodeId, dict[bytes, None]] = defaultdict(dict)
-        self.nodes: dict[bytes, Node] = {}
-        self._network = network
-        self._verified: set[bytes] = set()
-
-    def read(self, node: Node, page: wire.Providers, asked: tuple[bytes, ...]) -> None:
-        self.nodes[node.id] = node
-        for part in page.claims:
-            tags = proven_tags(self._network, part, asked, self.now_ms, self._verified)
-            provider = node_id_of(PublicKey(part.public_key))
-            self.note(node.id, tags, provider)
-            self.namers[provider][node.id] = None
-
-    def note(self, answerer: bytes, tags: Iterable[bytes], provider: NodeId) -> None:
-        for tag in tags:
-            found = self.answers[tag].setdefault(answerer, {})
-            if len(found) < MAX_PROVIDERS:
-                found[provider] = None
 
 
 async def _resolve_name(host: str, port: int) -> list[Address]:

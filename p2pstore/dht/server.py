@@ -7,14 +7,14 @@ state is MessagePack, see `dht`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from kademlia.network import Server
 from kademlia.node import Node
 
 from p2pstore.dht.address import Address
-from p2pstore.dht.crawl import Crawl
+from p2pstore.dht.crawl import Crawl, Region, region_bits, regions
 from p2pstore.dht.datagram import Ping
 from p2pstore.dht.protocol import SignedProtocol
 from p2pstore.errors import LocalProtocolError, PortInUse
@@ -23,6 +23,7 @@ from p2pstore.ids import NodeId
 Endpoint = Callable[[Callable[[], Any], str, int], Awaitable[tuple[Any, Any]]]
 BOOTSTRAP_AT_ONCE = 16
 REFRESH_AT_ONCE = 4
+REGIONS_AT_ONCE = 4
 
 
 async def udp_endpoint(
@@ -108,6 +109,35 @@ class DhtServer(Server):  # type: ignore[misc]  # the package has no types
         return await Crawl(
             self.protocol, target, start, width, self.alpha, self._subnet_limit
         ).find()
+
+    async def each_region(
+        self,
+        tags: Iterable[bytes],
+        work: Callable[[list[bytes], list[Node]], Awaitable[None]],
+    ) -> int:
+        """Do the work for each region's tags with the nodes that are near to them; the look-ups."""
+        k = self.ksize
+        lookups = 0
+        bits = region_bits(self.protocol.router.size_of_network(), k)
+        gate = asyncio.Semaphore(REGIONS_AT_ONCE)
+
+        async def one(region: Region) -> None:
+            nonlocal lookups
+            async with gate:
+                lookups += 1
+                lone = len(region.tags) == 1
+                width = k if lone else 2 * k
+                nodes = await self.nearest(Node(region.middle), width)
+                if lone or sum(map(region.holds, nodes)) <= k:
+                    await work(region.tags, nodes)
+                    return
+            for half in region.halves():
+                group.create_task(one(half))
+
+        async with asyncio.TaskGroup() as group:
+            for region in regions(tags, bits):
+                group.create_task(one(region))
+        return lookups
 
     async def upkeep(self) -> None:
         """Visit the buckets that nothing was looked for in for an hour (Kademlia, 2.3)."""

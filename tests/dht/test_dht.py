@@ -17,7 +17,7 @@ from nacl.signing import SigningKey
 from p2pstore.dht import LOOPBACK, Dht, DhtSettings
 from p2pstore.dht import datagram as wire
 from p2pstore.dht.claim import LIFETIME_MS, make_claim
-from p2pstore.dht.protocol import prove_claim
+from p2pstore.dht.proofs import prove_claim
 from p2pstore.errors import PortInUse, Unavailable, UsageError
 from p2pstore.ids import NodeId, PublicKey
 from p2pstore.wire import PeerRecord, sign_record
