@@ -66,7 +66,7 @@ class DialBack:
         self._asked.move_to_end(link.node_id)
         if len(self._asked) > MAX_ASKERS:
             self._asked.popitem(last=False)
-        host = link.address[0]
+        host = plain(link.address[0])
         async with self._places:
             try:
                 await self._probe(host, message.port, link.node_id)
@@ -201,3 +201,9 @@ class Reachability:
             }
             log.info("Port %d %s.", self._port(), words[verdict.state].rstrip("."))
         self._changed()
+
+
+def plain(host: str) -> str:
+    """An IPv4 address as everybody writes it, also when it came to a socket for both kinds."""
+    mapped = host.lower().removeprefix("::ffff:")
+    return mapped if "." in mapped else host

@@ -12,7 +12,7 @@ from p2pstore.clock import ManualClock
 from p2pstore.errors import Busy, NotAllowed, Unavailable
 from p2pstore.ids import NodeId
 from p2pstore.swarm import Reachability
-from p2pstore.swarm.reach import AGAIN_S, EVERY_S, RETRY_S, VALID_S
+from p2pstore.swarm.reach import AGAIN_S, EVERY_S, RETRY_S, VALID_S, plain
 from p2pstore.wire import Reach, Reached
 
 from .world import OTHER_GROUP_KEY, World
@@ -69,6 +69,14 @@ async def test_a_tunnel_leads_to_no_address(world: World) -> None:
     link = await a.connections.connect(c.node_id)
     with pytest.raises(NotAllowed):
         await link.request(Reach(1))
+
+
+@pytest.mark.parametrize(
+    ("host", "wanted"),
+    [("::ffff:20.1.2.3", "20.1.2.3"), ("20.1.2.3", "20.1.2.3"), ("2a00::1", "2a00::1")],
+)
+def test_addresses_are_told_as_everybody_writes_them(host: str, wanted: str) -> None:
+    assert plain(host) == wanted
 
 
 # -- what is concluded ------------------------------------------------------------------------
