@@ -127,24 +127,22 @@ class Taking:
     ) -> Taken:
         taken = Taken([], [], None, None)
         good: dict[bytes, Claim] = {}
+        items: list[Item] = []
         for entry in claimed:
             if isinstance(entry, Turned):
                 state = "gone" if entry.reason == "gone" else "later" if entry.later else "skipped"
                 taken.outcomes.append(Outcome(entry.path, state, entry.reason))
-            elif Identity.of(entry.stat) != wanted[entry.path].identity:
+            elif (identity := Identity.of(entry.stat)) != wanted[entry.path].identity:
                 self._drop(taken, entry, Outcome(entry.path, "later", "changed just now"))
             elif _is_placeholder(entry):
                 self._drop(taken, entry, Outcome(entry.path, "found placeholder", ""))
             else:
                 good[entry.path] = entry
+                items.append(Item.of(entry.path, identity))
         if not good:
             return taken
         rows, manifests = self._known(folder, list(good))
-        body = Body(
-            root.folder_id,
-            batch,
-            tuple(Item.of(path, Identity.of(entry.stat)) for path, entry in good.items()),
-        )
+        body = Body(root.folder_id, batch, tuple(items))
         intent = self._catalog.write(
             lambda db: journal.open_intent(
                 db, IntentKind.REPLACE, body.encode(), self._now_ms(), INGEST

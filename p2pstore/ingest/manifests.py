@@ -23,6 +23,8 @@ from p2pstore.ingest.intake import Author, ManifestKind, NotProtected, Protected
 from p2pstore.ingest.rolling import Part
 from p2pstore.ingest.sharing import SHARED_MANIFESTS, shared
 
+DICE = 16 + 24  # random bytes for each manifest: the id of a new file, and the nonce
+
 
 def write_manifests(
     batch: Batch,
@@ -40,13 +42,16 @@ def write_manifests(
         (ref,) = batch.meta.append([sealed], [[Part(dedup_key(secret, payload), 0, len(payload))]])
         return ref, Entry(sealed.block_id, 0, sealed.key, 0, len(payload))
 
+    dice, at = random(DICE * len(drafts)), 0
     done: list[tuple[Draft, Manifest]] = []
     raws: list[bytes] = []
     for draft in drafts:
         if isinstance(draft, Draft):
-            manifest = _manifest(batch, draft, list_of(draft.entries, keep), kind, random)
+            chunks = list_of(draft.entries, keep)
+            manifest = _manifest(batch, draft, chunks, kind, FileId(dice[at : at + 16]))
             manifest = fit(manifest, author.chain, keep)
-            nonce = random(24)
+            nonce = dice[at + 16 : at + DICE]
+            at += DICE
             raws.append(seal_manifest(manifest, batch.keys, author.key, author.chain, nonce))
             done.append((draft, manifest))
     finished = (
@@ -86,12 +91,12 @@ def _manifest(
     draft: Draft,
     chunks: ChunkList,
     kind: ManifestKind,
-    random: Callable[[int], bytes],
+    new_id: FileId,
 ) -> Manifest:
     intake = draft.intake
     stat, follows = intake.stat, intake.follows
     if follows is None:
-        file_id, vector, parent = FileId(random(16)), {batch.me: 1}, b""
+        file_id, vector, parent = new_id, {batch.me: 1}, b""
     else:
         file_id, parent = follows.file_id, follows.parent
         vector = next_version(follows.vector, batch.me)

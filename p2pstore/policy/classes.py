@@ -131,7 +131,7 @@ def classify(
 
 def is_own(path: bytes) -> bool:
     """Whether the path lies in what this program keeps inside a watched folder."""
-    return b".p2pstore" in path.split(b"/")
+    return b".p2pstore" in path and b".p2pstore" in path.split(b"/")
 
 
 def marks_repository(name: bytes) -> bool:
@@ -178,22 +178,34 @@ def _why_not_wanted(entity: Entity, settings: Settings) -> str:
 
 
 def _why_not_now(entity: Entity, siblings: AbstractSet[bytes]) -> str:
+    if not siblings:
+        return ""
     return OPEN_IN_EDITOR if editor_marks(_name(entity.path)) & siblings else ""
 
 
 def _why_not_guessed(entity: Entity, in_repository: bool) -> str:
-    parts = entity.path.split(b"/")
-    above, name = parts[:-1], parts[-1]
-    if in_repository or not _REPOSITORIES.isdisjoint(parts):
+    above, _, name = entity.path.rpartition(b"/")
+    if in_repository or name in _REPOSITORIES:
         return "in a repository"
-    if not _ENVIRONMENTS.isdisjoint(above):
-        return "installed packages"
-    if any(part.lower().endswith(_LIBRARIES) for part in above):
-        return "in a media library"
+    if reason := _why_not_below(above):
+        return reason
     if _DATABASES.fullmatch(name):
         return "database"
     if _IMAGES.fullmatch(name):
         return "disk image"
+    return ""
+
+
+@lru_cache(maxsize=4096)  # a directory's files are judged one after another
+def _why_not_below(directory: bytes) -> str:
+    """What the names of a directory, and of those above it, say about every file in it."""
+    parts = directory.split(b"/")
+    if not _REPOSITORIES.isdisjoint(parts):
+        return "in a repository"
+    if not _ENVIRONMENTS.isdisjoint(parts):
+        return "installed packages"
+    if any(part.lower().endswith(_LIBRARIES) for part in parts):
+        return "in a media library"
     return ""
 
 

@@ -132,3 +132,31 @@ def test_attributes_in_two_places_are_refused(manifest: Make, blocks: Any) -> No
     both = msgspec.structs.replace(meta, extra=blocks.store(b"x"))
     with pytest.raises(FormatError):
         with_extra(both, b"\x92\x90\x91\x92\x05\x00")
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(
+                [b"", b".", b"..", b"...", b".a", b"a\0", b"\n", b"x" * 255, b"x" * 256]
+            ),
+            st.binary(max_size=4),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_path_is_safe_when_each_of_its_names_is(parts: list[bytes]) -> None:
+    path = b"/".join(parts)
+
+    def is_safe(name: bytes) -> bool:
+        try:
+            return safe_name(name) == name
+        except FormatError:
+            return False
+
+    if all(is_safe(part) for part in path.split(b"/")):
+        assert safe_path(path) == path
+    else:
+        with pytest.raises(FormatError):
+            safe_path(path)
