@@ -111,6 +111,7 @@ class Announcer:
         self._everything = False
         self._audience = AUDIENCE  # nodes that heard the last sweep
         self._not_before = 0.0
+        self._swept_at = 0.0
         self._saved_at = 0.0
         self._lookups = 0
         self._datagrams = 0
@@ -181,11 +182,13 @@ class Announcer:
             self._wake.clear()
 
     def _is_time(self) -> bool:
-        if self._everything or min(self._dht.nodes(), AUDIENCE) > 2 * self._audience:
+        now = self._clock.monotonic()
+        has_grown = min(self._dht.nodes(), AUDIENCE) > 2 * self._audience
+        if self._everything or (has_grown and now >= self._swept_at + RETRY_S):
             self._everything = False
             self._sweep.forget()
             return True
-        if self._clock.monotonic() < self._not_before:
+        if now < self._not_before:
             return False
         return self._sweep.next_due(self._clock.wall()) <= 0 or not self._sweep.keys
 
@@ -196,6 +199,7 @@ class Announcer:
             await self._tell_parts()
         finally:
             self._is_working = False
+            self._swept_at = self._clock.monotonic()
 
     async def _tell_parts(self) -> None:
         parts = self._sweep.lay_out(await in_thread(self._pool, lambda: list(self._tags())))

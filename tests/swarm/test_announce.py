@@ -169,6 +169,7 @@ async def test_what_nobody_heard_is_told_when_somebody_comes(
         await asyncio.sleep(0.001)
     assert len(setting.network.told) == 1
     setting.network.count = 1
+    setting.clock.advance(announce_module.RETRY_S)
     assert await setting.network.next() == [tag(1), tag(2)]
 
 
@@ -179,6 +180,7 @@ async def test_a_network_that_has_grown_is_told_anew(
     setting.start()
     await setting.network.next()
     setting.network.count = 6
+    setting.clock.advance(announce_module.RETRY_S)
     for _ in range(10):
         await asyncio.sleep(0.001)
     assert len(setting.network.told) == 1
@@ -269,3 +271,21 @@ async def test_a_pace_that_suffices_is_none(setting: Setting) -> None:
     announcer = setting.start()
     await all_told(setting, setting.here)
     assert announcer.state().alarm is None
+
+
+async def test_a_node_that_hears_nothing_is_not_told_all_the_time(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce_module, "TICK_S", 0.001)
+
+    async def silence(tags: Sequence[Tag], until_ms: int) -> Announced:
+        setting.network.told.append(list(tags))
+        setting.network.news.set()
+        return Announced(0, 1, 3)
+
+    monkeypatch.setattr(setting.network, "announce", silence)
+    setting.start()
+    await setting.network.next()
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    assert len(setting.network.told) == 1
