@@ -91,6 +91,13 @@ class Setting:
         await asyncio.sleep(0)
 
 
+async def rest(announcer: Announcer) -> None:
+    """Until the sweep is over."""
+    async with asyncio.timeout(5):
+        while announcer.state().is_working:
+            await asyncio.sleep(0)
+
+
 @pytest.fixture
 async def setting() -> AsyncIterator[Setting]:
     made = Setting()
@@ -163,8 +170,9 @@ async def test_what_nobody_heard_is_told_when_somebody_comes(
 ) -> None:
     monkeypatch.setattr(announce_module, "TICK_S", 0.001)
     setting.network.count = 0
-    setting.start()
+    announcer = setting.start()
     await setting.network.next()
+    await rest(announcer)
     for _ in range(10):
         await asyncio.sleep(0.001)
     assert len(setting.network.told) == 1
@@ -177,8 +185,9 @@ async def test_a_network_that_has_grown_is_told_anew(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(announce_module, "TICK_S", 0.001)
-    setting.start()
+    announcer = setting.start()
     await setting.network.next()
+    await rest(announcer)
     setting.network.count = 6
     setting.clock.advance(announce_module.RETRY_S)
     for _ in range(10):
