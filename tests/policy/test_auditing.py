@@ -62,7 +62,8 @@ def test_owed_answers_come_first_and_again_after_an_hour() -> None:
 def test_all_copies_of_a_liar_are_owed_anew_and_those_never_proved() -> None:
     lied = NAS._replace(lied_at=NOW - 60)
     assert audited([one(1), one(2, 0.1, holder=lied)], Budget(1, MIB)) == [2]
-    assert audited([one(1), one(2, proved_at=None)], Budget(1, MIB)) == [2]
+    claimed = one(2, proved_at=None, audited_at=NOW - DAY / 2)
+    assert audited([one(1), claimed], Budget(1, MIB)) == [2]
 
 
 def test_half_go_to_the_oldest_half_to_chance() -> None:

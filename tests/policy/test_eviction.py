@@ -45,8 +45,8 @@ def test_room_is_made_late_and_then_for_a_while() -> None:
 
 
 def test_waiting_files_find_room_afterwards() -> None:
-    wanted = room_wanted(free=9 * GB, keep_free=5 * GB, total=100 * GB, waiting=2 * GB)
-    assert room_for_batch(2 * GB, 9 * GB + wanted, 5 * GB)
+    wanted = room_wanted(free=9 * GB, keep_free=5 * GB, total=100 * GB, waiting=20 * GB)
+    assert room_for_batch(20 * GB, 9 * GB + wanted, 5 * GB)
 
 
 @given(

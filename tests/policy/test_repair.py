@@ -63,7 +63,7 @@ def test_what_nobody_has_now_waits_for_them_to_come_back() -> None:
 
 
 def test_friends_in_their_vetting_are_not_sent_for_twice() -> None:
-    new = [friend("x", vetted=False), friend("y", vetted=False)]
+    new = [friend(name, vetted=False) for name in "xyz"]
     assert judge(condition(copy("a"), copy("b"), *new), NOW)[:3] == (Action.NOTHING, 2, 0)
     # But what is needed at least has to count.
     assert judge(condition(copy("a"), *new), NOW)[:3] == (Action.PUSH, 1, 1)

@@ -53,6 +53,8 @@ def test_an_answer_ends_the_suspicion() -> None:
     assert standing_of(owing._replace(audited_at=NOW - 2 * DAY), NOW) is Standing.LIVE
     assert standing_of(owing._replace(proved_at=NOW - 2 * DAY), NOW) is Standing.LIVE
     assert standing_of(owing._replace(audited_at=NOW - 4 * DAY), NOW) is Standing.SUSPECT
+    same_second = owing._replace(audited_at=NOW - 3 * DAY)
+    assert standing_of(same_second, NOW) is Standing.LIVE
 
 
 def test_a_copy_that_was_never_proved_is_suspect() -> None:
@@ -72,6 +74,7 @@ def test_a_lie_uncounts_all_copies_of_the_holder_until_each_is_proved_anew() -> 
     assert standing_of(again, NOW) is Standing.LIVE
     assert is_disowned(copies[0])
     assert not is_disowned(again)
+    assert is_disowned(again._replace(proved_at=liar.lied_at))
 
 
 def test_a_liar_gets_nothing_new_for_a_month() -> None:

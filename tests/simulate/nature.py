@@ -132,11 +132,16 @@ class Nature(ABC):
         self._happens(Kind(kind), about)
         return self.tally.lost - lost
 
+    def due(self) -> float:
+        """When the next event is."""
+        return self._events[0][0]
+
     def fewest(self) -> int:
         """How many peers have the group that the fewest have."""
         return next(n for n, count in enumerate(self._counts) if count)
 
-    def close(self) -> Tally:
+    def close(self, end: float) -> Tally:
+        self.now = end
         years = (self.now - BEGIN) / YEAR
         self.tally.world_years = years
         self.tally.bundle_years = years * self.scenario.weight * len(self.groups)

@@ -81,7 +81,7 @@ def run(scenario: Scenario, seed: int, years: float = WORLD_YEARS) -> Tally:
     world = World(scenario, seed)
     dice = random.Random(~seed)
     rare = _explore(world, BEGIN + years * YEAR, _levels(scenario), 0, 1.0, 0, dice)
-    tally = world.close()
+    tally = world.close(BEGIN + years * YEAR)
     tally.rare = rare
     return tally
 
@@ -129,7 +129,7 @@ def _explore(
 ) -> float:
     """Lost bundles, weighted, until the end or until the danger is below `floor`."""
     lost = 0.0
-    while world.now < end:
+    while world.due() < end:
         lost += weight * world.step()
         fewest = world.fewest()
         danger = sum(fewest <= copies for copies in levels)

@@ -102,7 +102,7 @@ def test_no_world_falls_apart() -> None:
             there = sum(kept.is_there for kept in group.copies.values()) + group.is_local
             assert group.there == there
             assert all(group.number in one.peers[n].groups for n in group.copies)
-        assert one.close().bundle_years > 0
+        assert one.close(one.due()).bundle_years > 0
 
 
 def test_the_table_says_what_was_seen() -> None:
