@@ -246,7 +246,7 @@ class Mover:
         released: list[BundleRow] = []
         for row, known in zip(rows, facts, strict=True):
             moving = self._moving(world, holder, row, known)
-            step = MoveStep.WAIT if world.rebuilding else next_move(moving)
+            step = _step(world, moving)
             try:
                 if step is MoveStep.RELEASE and not self._is_linked(holder):
                     step = MoveStep.WAIT  # it hears of it when it is back
@@ -278,9 +278,9 @@ class Mover:
     def _step_now(self, holder: NodeId, number: int) -> MoveStep:
         world = self._around.world()
         rows, facts = self._facts(world, [number])
-        if not rows or world.rebuilding:
-            return MoveStep.WAIT
-        return next_move(self._moving(world, holder, rows[0], facts[0]))
+        return (
+            _step(world, self._moving(world, holder, rows[0], facts[0])) if rows else MoveStep.WAIT
+        )
 
     async def _uncount(self, holder: NodeId) -> None:
         """A receipt may have come for what was on its way to it when it asked."""
@@ -412,6 +412,11 @@ class Mover:
 
     def _now_ms(self) -> int:
         return int(self._clock.wall() * 1000)
+
+
+def _step(world: World, moving: Moving) -> MoveStep:
+    """Nothing moves by a catalog that does not know yet what lies where."""
+    return MoveStep.WAIT if world.rebuilding else next_move(moving)
 
 
 # -- the catalog -----------------------------------------------------------------------------------
