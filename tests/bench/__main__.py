@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from p2pstore.syscalls import is_volatile
-from tests.bench import corpora, tools
+from tests.bench import corpora, serving, tools
 from tests.bench.corpora import Corpus
 from tests.bench.measure import CHECKOUT, Failed, Figure, phases
 from tests.bench.table import Results, render
+
+BLOCKS = {"1-MiB-blocks": 1 << 20, "4-KiB-blocks": 4 << 10}
 
 Run = Callable[[Corpus, Path], dict[str, Figure]]
 
@@ -77,14 +79,13 @@ def _tool(kind: type[tools.Tool]) -> Run:
     return run
 
 
-def _fetch(corpus: Corpus, work: Path) -> dict[str, Figure]:
-    """One node serves what it protected, a second one of its group fetches it over TLS."""
-    copy = _fresh(corpus, work)
-    env = {**os.environ, "PYTHONPATH": os.fspath(CHECKOUT)}
+@contextlib.contextmanager
+def _serving(module: str, *args: str | Path) -> Iterator[str]:
+    """A node that serves in a process of its own, and the link by which another may join it."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.node", "serve", copy, work / "home"],
+        [sys.executable, "-m", module, "serve", *args],
         cwd=CHECKOUT,
-        env=env,
+        env={**os.environ, "PYTHONPATH": os.fspath(CHECKOUT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -97,21 +98,37 @@ def _fetch(corpus: Corpus, work: Path) -> dict[str, Figure]:
             word, _, link = server.stdout.readline().strip().partition(" ")
             if word != "link":
                 raise Failed("the serving node did not start")
-            (placeholder,) = copy.glob("*.f")
-            other = work / "other"
-            other.mkdir()
-            shutil.copy2(placeholder, other)
-            figures = phases(
-                "tests.bench.node", "fetch", other / placeholder.name, work / "second", link
-            )
-            _compare(corpus.path / placeholder.stem, other / placeholder.stem)
+            yield link
         finally:
             server.stdin.close()
             try:
                 server.wait(20)
             except subprocess.TimeoutExpired:
                 server.kill()
+
+
+def _fetch(corpus: Corpus, work: Path) -> dict[str, Figure]:
+    """One node serves what it protected, a second one of its group fetches it over TLS."""
+    copy = _fresh(corpus, work)
+    with _serving("tests.bench.node", copy, work / "home") as link:
+        (placeholder,) = copy.glob("*.f")
+        other = work / "other"
+        other.mkdir()
+        shutil.copy2(placeholder, other)
+        figures = phases(
+            "tests.bench.node", "fetch", other / placeholder.name, work / "second", link
+        )
+        _compare(corpus.path / placeholder.stem, other / placeholder.stem)
     return figures
+
+
+def _blocks(size: int) -> Run:
+    def run(_: Corpus, work: Path) -> dict[str, Figure]:
+        listed = work / "blocks"
+        with _serving("tests.bench.serving", work / "home", str(size), listed) as link:
+            return phases("tests.bench.serving", "fetch", work / "second", link, listed)
+
+    return run
 
 
 @contextlib.contextmanager
@@ -137,7 +154,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", metavar="FILE", help="all figures; - for stdout")
     parser.add_argument("--dir", help="where to work, on a disk (default: TMPDIR or /var/tmp)")
-    parser.add_argument("--only", nargs="*", help="corpora: compressible random tree")
+    parser.add_argument("--only", nargs="*", help=f"compressible random tree {' '.join(BLOCKS)}")
     args = parser.parse_args()
     # An end by signal cleans up like any other; children end with the pipes that they write to.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -152,6 +169,11 @@ def main() -> int:
         began = time.monotonic()
         built = corpora.build(base / "corpora", corpora.SIZES[args.size])
         built = [corpus for corpus in built if not args.only or corpus.name in args.only]
+        served = [
+            (Corpus(name, base, serving.count(size), serving.count(size) * size), size)
+            for name, size in BLOCKS.items()
+            if not args.only or name in args.only
+        ]
         for number in range(args.rounds):
             for corpus in built:
                 order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
@@ -159,7 +181,10 @@ def main() -> int:
                     _one(results, corpus, name, contenders[name], base / f"{number}-{name}")
                 if number == 0 and corpus.files == 1:
                     _one(results, corpus, "p2pstore", _fetch, base / "fetch")
+            for corpus, size in served:
+                _one(results, corpus, "p2pstore", _blocks(size), base / f"{number}-serve")
         took = time.monotonic() - began
+    built += [corpus for corpus, _ in served]
     print(render(built, results, list(contenders)))
     print(f"{args.size}, best of {args.rounds} rounds in one run of {took:.0f} s.")
     if args.json:

@@ -28,7 +28,7 @@ from tests.bench.measure import Phase
 SETTLE_S = 0.3
 
 
-def _config(home: Path) -> Config:
+def config_of(home: Path, **more: str) -> Config:
     settings = {
         "listen": "127.0.0.1:0",
         "mdns": "false",
@@ -36,6 +36,7 @@ def _config(home: Path) -> Config:
         "trash_hold": "1h",
         "keep_free": "0",
         "allow_volatile_store": "true",
+        **more,
     }
     return load(home, {}, settings)
 
@@ -45,7 +46,7 @@ def _quiet(_: dict[str, Any]) -> None:
 
 
 async def _work(how: str, folder: Path, home: Path) -> None:
-    node = Node(Home(home), _config(home))
+    node = Node(Home(home), config_of(home))
     async with node.running():
         with Phase(how) as phase:
             phase.waited_s = SETTLE_S
@@ -70,7 +71,7 @@ async def _work(how: str, folder: Path, home: Path) -> None:
 
 
 async def _serve(folder: Path, home: Path) -> None:
-    node = Node(Home(home), _config(home))
+    node = Node(Home(home), config_of(home))
     async with node.running():
         await node.folders.add(os.fspath(folder), {}, force=True)
         await node.folders.wait(os.fspath(folder), _quiet)
@@ -78,13 +79,23 @@ async def _serve(folder: Path, home: Path) -> None:
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
+async def joined(home: Path, link: str) -> Node:
+    """A second node of the group. It takes no copies, which would come while it fetches."""
+    config = config_of(home, offer="0")
+    await join_group(Home(home), config, {"link": link, "name": "second"}, _quiet)
+    return Node(Home(home), config)
+
+
+async def linked(node: Node) -> None:
+    async with asyncio.timeout(30):
+        while not node.network.connections.links():
+            await asyncio.sleep(0.02)
+
+
 async def _fetch(placeholder: Path, home: Path, link: str) -> None:
-    await join_group(Home(home), _config(home), {"link": link, "name": "second"}, _quiet)
-    node = Node(Home(home), _config(home))
+    node = await joined(home, link)
     async with node.running():
-        async with asyncio.timeout(30):
-            while not node.network.connections.links():
-                await asyncio.sleep(0.02)
+        await linked(node)
         with Phase("fetch"):
             brought = await node.folders.hydrate([os.fspath(placeholder)], _quiet)
         for one in brought:

@@ -14,6 +14,7 @@ PHASES = {
     "restore": "restore",
     "rescan": "re-scan",
     "fetch": "serve + fetch, TLS",
+    "serve": "serve, one link",
 }
 
 
@@ -48,7 +49,7 @@ class Results:
 
 def render(built: Sequence[Corpus], results: Results, contenders: Sequence[str]) -> str:
     """Wall of each, its ratio to ours in walls (above 1: slower than we), CPU seconds, peak."""
-    rows = [["corpus", "what", "who", "wall s", "MB/s", "files/s", "x our wall", "CPU s", "MiB"]]
+    rows = [["corpus", "what", "who", "wall s", "MB/s", "number/s", "x our wall", "CPU s", "MiB"]]
     for corpus in built:
         for phase, title in PHASES.items():
             ours = results.get(corpus.name, phase, "p2pstore")
@@ -65,7 +66,7 @@ def render(built: Sequence[Corpus], results: Results, contenders: Sequence[str])
         for row in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
-    about = [f"{c.name}: {c.files:,} files, {c.bytes / 1e6:,.0f} MB" for c in built]
+    about = [f"{c.name}: {c.files:,}, {c.bytes / 1e6:,.0f} MB" for c in built]
     return "\n".join(["; ".join(about), "", *lines, "", *results.failures])
 
 
