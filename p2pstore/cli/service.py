@@ -77,7 +77,8 @@ class Unit:
 
     @property
     def journal(self) -> str:
-        return f"journalctl {'-u' if self.system else '--user -u'} {self.name}"
+        # Not `--user -u`: that looks into users' journals only, and root's lines are not there.
+        return f"journalctl {'-u' if self.system else '--user-unit'} {self.name}"
 
     def systemctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         scope = [] if self.system else ["--user"]

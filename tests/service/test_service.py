@@ -165,7 +165,7 @@ def test_a_service_that_does_not_start_says_the_nodes_reason(machine: Machine) -
     machine.fake("journalctl", answers="Port 8080 is in use (nginx, pid 812).")
     with pytest.raises(Unavailable, match=r"does not start: Port 8080 is in use \(nginx") as caught:
         service.install()
-    assert "journalctl --user -u p2pstore.service" in str(caught.value)
+    assert "journalctl --user-unit p2pstore.service" in str(caught.value)
 
 
 def test_without_the_nodes_reason_systemctl_is_quoted(machine: Machine) -> None:
