@@ -122,6 +122,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     offer: int | None = None  # to own devices; None: half of the room above keep-free
     offer_friends: int = 0
     history_s: float = 30 * DAY
+    scrub_period_s: float = 30 * DAY  # in which everything on the own disk is read again
 
     def keep_free_of(self, total: int) -> int:
         """Bytes never written into, on a file system of `total` bytes."""
@@ -356,6 +357,7 @@ KEYS: Final[Mapping[str, _Key]] = {
     "offer": _Key("offer", _size_or_auto, _exact),
     "offer_friends": _Key("offer_friends", _size, _exact),
     "history": _Key("history_s", _duration, format_duration),
+    "scrub_period": _Key("scrub_period_s", _duration, format_duration, low=DAY),
 }
 
 

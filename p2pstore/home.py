@@ -32,10 +32,14 @@ from nacl.signing import SigningKey
 
 from p2pstore.config import FolderSettings
 from p2pstore.durable import replace_file
-from p2pstore.errors import FormatError, HomeLocked, UsageError
+from p2pstore.errors import FormatError, HomeLocked, IntegrityError, UsageError
 from p2pstore.ids import FolderId, NodeId, PublicKey, node_id_of
 from p2pstore.keys import GroupState
 
+REMEDY = (
+    "Bring it back from a copy of HOME; or, in a new HOME, everything from the 24 words: "
+    "p2pstore recover"
+)
 MAX_FILE = 64 << 20  # a group state or a folder list above this is damage
 DO_NOT_DELETE = """This directory is p2pstore's home on this computer.
 
@@ -135,7 +139,10 @@ class Home:
 
     def state(self) -> GroupState:
         """The newest group state; FormatError when it is missing or damaged."""
-        return GroupState.decode(self._read("group.state"))
+        try:
+            return GroupState.decode(self._read("group.state"))
+        except (FormatError, IntegrityError) as exc:
+            raise type(exc)(f"{self.path / 'group.state'} cannot be used: {exc} {REMEDY}") from exc
 
     def write_state(self, raw: bytes) -> None:
         replace_file(self.path / "group.state", raw)
@@ -206,7 +213,7 @@ class Home:
     def _key(self, name: str) -> bytes:
         seed = self._read(name)
         if len(seed) != 32:
-            raise FormatError(f"{self.path / name} is damaged: 32 bytes expected.")
+            raise FormatError(f"{self.path / name} is damaged: 32 bytes expected. {REMEDY}")
         return seed
 
     def _read(self, name: str) -> bytes:

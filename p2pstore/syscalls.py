@@ -57,6 +57,10 @@ _F_GETLEASE = 1025
 _F_RDLCK = 0
 _F_UNLCK = 2
 
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_IDLE = 3 << 13
+_NR_IOPRIO_SET = {"x86_64": 251, "i686": 289, "armv7l": 314, "aarch64": 30, "riscv64": 30}
+
 _NR_OPENAT2 = 437  # the same on every architecture: it is newer than their common table
 _NR_RENAMEAT2 = {
     "x86_64": 316,
@@ -527,6 +531,15 @@ def mount_id(fd: int) -> int:
 
 
 # --- the process and its neighbours --------------------------------------------------------
+
+
+def idle_io() -> bool:
+    """The calling thread reads only when nobody else wants the disk; False where that cannot be."""
+    number = _NR_IOPRIO_SET.get(platform.machine())
+    if not IS_LINUX or number is None:
+        return False
+    call = _syscall(ctypes.c_int, ctypes.c_int, ctypes.c_int)
+    return call(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE) == 0
 
 
 def raise_descriptor_limit() -> int:

@@ -24,6 +24,7 @@ _STAGES = {
     "hydrate": "Hydrating",
     "evict": "Freeing",
     "check": "Checking",
+    "repair": "Mending",
     "rebuild": "Rebuilding",
     "lay": "Laying out",
     "export": "Exporting",

@@ -16,24 +16,33 @@ PROBLEM = 1
 _MARKS = {"ok": "ok", "hint": "--", "problem": "!!"}
 
 
-@click.command(epilog=example("p2pstore check --read-data"))
+@click.command(epilog=example("p2pstore check --read-data", "p2pstore check --repair"))
 @click.option("--read-data", is_flag=True, help="Read and verify every stored byte; takes long.")
+@click.option("--repair", is_flag=True, help="Bring back from holders what is damaged or missing.")
 @pass_shell
-def check(shell: Shell, read_data: bool) -> int:
-    """Verify the store. Exit 4 when something is wrong."""
-    with shell.any_node() as node, shell.waiting("Checking has stopped; nothing was changed."
+def check(shell: Shell, read_data: bool, repair: bool) -> int:
+    """Verify the store. Exit 4 when something is wrong, and was not mended."""
+    with shell.any_node() as node, shell.waiting("Checking has stopped; run it again to go on."
                                                  ) as meter:  # fmt: skip
-        done = node.call("check", meter, read_data=read_data)
+        done = node.call("check", meter, read_data=read_data, repair=repair)
     problems = done.get("problems", [])
+    left = [problem for problem in problems if not problem.get("healed")]
     for problem in problems:
-        shell.fail(show.name(problem.get("text", "")))
+        text = show.name(problem.get("text", ""))
+        if problem.get("healed"):
+            shell.result(f"{text}  Mended.")
+        else:
+            remedy = show.name(problem.get("remedy", ""))
+            shell.fail(f"{text}  Mend it: {remedy}" if remedy else text)
     what = "every byte read" if read_data else "p2pstore check --read-data reads every byte"
+    verdict = f"{len(left)} problem{'s' * (len(left) != 1)}" if left else "good"
+    if len(left) < len(problems):
+        verdict += f", {len(problems) - len(left)} mended"
     shell.result(
         f"{done.get('bundles', 0):,} bundles, {done.get('blocks', 0):,} blocks, "
-        f"{show.size(done.get('bytes', 0))}: "
-        f"{f'{len(problems)} problems' if problems else 'good'} ({what})"
+        f"{show.size(done.get('bytes', 0))}: {verdict} ({what})"
     )
-    return gravest([int(problem.get("code", 4)) for problem in problems] or [0])
+    return gravest([int(problem.get("code", 4)) for problem in left] or [0])
 
 
 @click.command("rebuild-catalog", epilog=example("p2pstore rebuild-catalog"))

@@ -72,8 +72,9 @@ METHODS (arguments -> result)
                                            an empty HOME, through `node.offline`
     peers {}                               {"peers": [PEER]}
     connect {address}                      PEER
-    check {read_data}                      {"bundles", "blocks", "bytes", "problems": [{"text",
-                                           "code"}]}
+    check {read_data, repair}              {"bundles", "blocks", "bytes", "problems": [{"text",
+                                           "code", "remedy": a command or what helps, "healed":
+                                           mended by this call}]}
     rebuild_catalog {}                     {"files", "bundles", "placeholders", "missing": n}
     doctor {}                              {"findings": [{"level": "ok" | "hint" | "problem",
                                            "text", "command"?}]}

@@ -1,11 +1,13 @@
 """Maintenance: copies, indexes, eviction, and what else keeps the store healthy by itself."""
 
+from p2pstore.maintenance import anew
 from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.check import Checked, check
 from p2pstore.maintenance.collect import Collector, Others
 from p2pstore.maintenance.complete import Completed, Holding, complete_with_holdings
 from p2pstore.maintenance.evict import Evictor, Freed, recover
 from p2pstore.maintenance.facts import Ledger
+from p2pstore.maintenance.filing import bundle_row
 from p2pstore.maintenance.handing_over import HandingOver, Kept
 from p2pstore.maintenance.heal import Healer
 from p2pstore.maintenance.index import IndexWriter
@@ -21,6 +23,7 @@ from p2pstore.maintenance.replicate import Replicator
 from p2pstore.maintenance.room import RoomMaker
 from p2pstore.maintenance.scrub import Scrubber
 from p2pstore.maintenance.service import Maintenance, Swarm
+from p2pstore.maintenance.verify import Problem
 from p2pstore.maintenance.world import World
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "Maintenance",
     "Mover",
     "Others",
+    "Problem",
     "Rebuilt",
     "Refetcher",
     "Relief",
@@ -53,6 +57,8 @@ __all__ = [
     "Scrubber",
     "Swarm",
     "World",
+    "anew",
+    "bundle_row",
     "check",
     "complete_with_holdings",
     "ensure_catalog",

@@ -25,6 +25,7 @@ from p2pstore.content import Keyring
 from p2pstore.home import Home
 from p2pstore.ids import BundleId, FolderId, NodeId, PublicKey, Tag
 from p2pstore.ingest import Author
+from p2pstore.maintenance import anew
 from p2pstore.maintenance.filing import Disk, Filer, Judge
 from p2pstore.maintenance.heads import KnownHead, believed, newest_heads
 from p2pstore.maintenance.reaching import Reaching, meta_bundles
@@ -279,7 +280,7 @@ class _Filing:
             for name in blocks.roots_with(db, "rebuild:"):
                 if bytes.fromhex(name.removeprefix("rebuild:")) not in read.state.folders:
                     blocks.drop_root(db, name)
-            return _doubt(db)
+            return anew.of_lost(db)
 
         doubtful = self._catalog.write(change).result()
         return Completed(
@@ -321,28 +322,6 @@ class _Filing:
 
 def _own_order(heads: Sequence[KnownHead], me: NodeId) -> tuple[int, int]:
     return max((one.order for one in heads if one.head.device == me), default=(0, 0))
-
-
-def _doubt(db: sqlite3.Connection) -> int:
-    """Originals of which a bundle is nowhere are no longer called protected; how many.
-
-    Their rows become marks of the same version: the next scan finds files that it does not know
-    and stores them as the next version. A changed identity would do as well, but many of those
-    look like a mass change, and the folder would stop and ask.
-    """
-    query = (
-        "SELECT id FROM files WHERE state='protected' AND kind='file' AND id IN (SELECT r.file"
-        " FROM file_bundles r JOIN bundles b ON b.id=r.bundle WHERE b.state='lost')"
-    )
-    ids = db.execute(query).fetchall()
-    db.executemany("DELETE FROM file_bundles WHERE file=?", ids)
-    db.executemany("DELETE FROM manifests WHERE file=?", ids)
-    db.executemany(
-        "UPDATE files SET state='deleted', kind='deleted', reason='', hash=x'', file_size=0,"
-        " size=0, ino=0, mtime_ns=0, ctime_ns=0, stored_bytes=0, manifest_ref=x'' WHERE id=?",
-        ids,
-    )
-    return len(ids)
 
 
 def _folder_row(folder_id: FolderId, db: sqlite3.Connection) -> folders.FolderRow | None:

@@ -9,6 +9,8 @@
 
 Nothing is taken away before all of it is there: when a block is to be had nowhere, the damaged file
 stays as it is, with the blocks that are good.
+
+Whoever finds damage notes it (kv "heal:damaged"); the loop tries these until they are whole.
 """
 
 from __future__ import annotations
@@ -22,9 +24,12 @@ from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from p2pstore.content import block_id_of
-from p2pstore.errors import Busy, IntegrityError, NoRoom, Unavailable
+from p2pstore.errors import Busy, IntegrityError, NoRoom, P2PStoreError, Unavailable
 from p2pstore.ids import BundleId, short
+from p2pstore.maintenance.loops import Loop
 from p2pstore.maintenance.refetch import (
     Listed,
     Refetcher,
@@ -42,11 +47,14 @@ from p2pstore.store import (
     DiskBundles,
     Part,
     blocks,
+    folders,
 )
 from p2pstore.threads import in_thread
 
 log = logging.getLogger(__name__)
 
+MAX_NOTED = 10_000  # a disk that fails everywhere is found by a check
+_KEY = "heal:damaged"
 PIECE = 64 * 1024  # read at a time of a damaged file: a bad sector takes no more with it
 
 
@@ -69,12 +77,42 @@ class Healer:
         self._free = free
         self._pool = pool
         self._running: set[BundleId] = set()
+        self._wake: Callable[[], None] = lambda: None
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def woken_by(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+    def damaged(self) -> list[BundleId]:
+        """What was noted and is not whole yet. Blocks on the catalog."""
+        return self._catalog.view(_noted)
+
+    async def note(self, bundle_id: BundleId) -> None:
+        """It is damaged: the loop sees to it."""
+        await self._catalog.awrite(lambda db: _note(db, bundle_id))
+        self._wake()
+
+    async def turn(self, loop: Loop) -> None:
+        noted = await in_thread(self._pool, self.damaged)
+        for done, bundle_id in enumerate(noted):
+            loop.say("heals damaged bundles", done, len(noted))
+            try:
+                await self.heal(bundle_id)
+            except P2PStoreError as exc:
+                log.info("Bundle %s is healed later: %s", short(bundle_id), exc)
+
+    # -- one bundle -------------------------------------------------------------------------------
 
     async def heal(self, bundle_id: BundleId) -> bool:
         """Whether something was wrong; it no longer is. Unavailable when a block is nowhere."""
         row = await in_thread(self._pool, self._row, bundle_id)
+        if row is None:  # it went, and with it what was wrong
+            await self._catalog.awrite(lambda db: _strike(db, bundle_id))
+            return False
         if row.state in (BundleState.EVICTED, BundleState.LOST):
             await self._refetcher.refetch(row)
+            await self._catalog.awrite(lambda db: _strike(db, bundle_id))
             return True
         if row.state != BundleState.SEALED:
             raise Busy(f"Bundle {short(bundle_id)} is being moved.")
@@ -82,7 +120,9 @@ class Healer:
             raise Busy(f"Bundle {short(bundle_id)} is being healed already.")
         self._running.add(bundle_id)
         try:
-            return await self._heal(row)
+            was_wrong = await self._heal(row)
+            await self._catalog.awrite(lambda db: _strike(db, bundle_id))
+            return was_wrong
         finally:
             self._running.discard(bundle_id)
 
@@ -106,11 +146,8 @@ class Healer:
 
     # -- in threads --------------------------------------------------------------------------------
 
-    def _row(self, bundle_id: BundleId) -> BundleRow:
-        row = self._catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
-        if row is None:
-            raise Unavailable(f"Bundle {short(bundle_id)} is not known here.")
-        return row
+    def _row(self, bundle_id: BundleId) -> BundleRow | None:
+        return self._catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
 
     def _own_list(self, row: BundleRow) -> Listed | None:
         """What the file itself says, if list and live map can be read."""
@@ -161,6 +198,23 @@ def _copy_readable(source: Path, target: Path) -> None:
         for at in range(0, size, PIECE):
             with contextlib.suppress(OSError):
                 os.pwrite(write.fileno(), os.pread(read.fileno(), PIECE, at), at)
+
+
+def _noted(db: sqlite3.Connection) -> list[BundleId]:
+    raw = folders.kv_get(db, _KEY)
+    return [] if raw is None else msgspec.msgpack.decode(raw, type=list[BundleId])
+
+
+def _note(db: sqlite3.Connection, bundle_id: BundleId) -> None:
+    noted = dict.fromkeys([*_noted(db), bundle_id])
+    folders.kv_set(db, _KEY, msgspec.msgpack.encode(list(noted)[-MAX_NOTED:]))
+
+
+def _strike(db: sqlite3.Connection, bundle_id: BundleId) -> None:
+    noted = _noted(db)
+    if bundle_id in noted:
+        left = [one for one in noted if one != bundle_id]
+        folders.kv_set(db, _KEY, msgspec.msgpack.encode(left))
 
 
 def _is_here(row: BundleRow, db: sqlite3.Connection) -> bool:

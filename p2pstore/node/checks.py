@@ -1,20 +1,18 @@
-"""CHECKS: what is wrong here, and how to mend it (`doctor`); what is damaged (`check`).
+"""CHECKS: what is wrong here, and how to mend it (`doctor`).
 
 A finding is a sentence for the owner and, where there is one, the command that mends it. `doctor`
-looks at what is cheap to look at and changes nothing; it works while the node runs and while a
-stopped node is lent to one command.
+looks at what is cheap to look at and changes nothing (`checking` reads what is stored); it works
+while the node runs and while a stopped node is lent to one command.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import resource
 import sqlite3
 import stat
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +21,11 @@ from p2pstore import syscalls
 from p2pstore.config import format_size
 from p2pstore.errors import P2PStoreError
 from p2pstore.folders import Folder
-from p2pstore.maintenance import check as check_store
 from p2pstore.maintenance import rebuild_state
 from p2pstore.node.build import Node
 from p2pstore.placement import OWN
 from p2pstore.sandbox import remedy
-from p2pstore.store import BundleState, DiskBundles, files
+from p2pstore.store import BundleState, files
 from p2pstore.threads import in_thread
 from p2pstore.wire import verify_record
 
@@ -41,49 +38,6 @@ DESCRIPTORS: Final = 4096  # leases, bundles and 256 peers
 WATCHES_PER_DIRECTORY: Final = 2  # one for changes, one for opens
 WATCHES: Final = Path("/proc/sys/fs/inotify/max_user_watches")
 SECRETS: Final = ("device.key", "admin.key", "group.state", "words.txt")
-
-
-# -- check -----------------------------------------------------------------------------------------
-
-
-async def check(node: Node, *, read_data: bool, progress: Progress) -> Json:
-    """Verify the store; the result as the contract has it. Cancelled, it soon ends."""
-    loop = asyncio.get_running_loop()
-    stop = threading.Event()
-
-    def work() -> Json:
-        # Opened anew: the store in use remembers lists that it has read before.
-        fresh = DiskBundles(node.data)
-        try:
-            done = check_store(
-                fresh,
-                node.held,
-                node.catalog,
-                read_data=read_data,
-                dedup_secret=node.group.ring().dedup,
-                progress=lambda said: _tell(loop, progress, said),
-                stop=stop,
-            )
-        finally:
-            fresh.close()
-        return {
-            "bundles": done.bundles,
-            "blocks": done.blocks,
-            "bytes": done.bytes,
-            "problems": [{"text": text, "code": code} for text, code in done.problems],
-        }
-
-    task = asyncio.ensure_future(in_thread(node.pool, work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.gather(task, return_exceptions=True)
-        raise
-
-
-def _tell(loop: asyncio.AbstractEventLoop, progress: Progress, said: Json) -> None:
-    loop.call_soon_threadsafe(progress, said)
 
 
 # -- doctor ----------------------------------------------------------------------------------------
@@ -255,7 +209,13 @@ def _store(node: Node) -> Iterator[Json]:
     gone = sum(1 for bundle_id in sealed if not node.store.has(bundle_id))
     if gone:
         yield _problem(
-            f"{gone} bundles are recorded as here and are missing.", "p2pstore check --read-data"
+            f"{gone} bundles are recorded as here and are missing.", "p2pstore check --repair"
+        )
+    damaged = len(node.healer.damaged())
+    if damaged:
+        yield _problem(
+            f"{damaged} bundles here are damaged, and nobody who holds them could be asked yet.",
+            "p2pstore check --read-data --repair",
         )
     if lost:
         yield _problem(f"{lost} bundles are needed and are nowhere at the moment.")

@@ -22,7 +22,8 @@ from p2pstore.maintenance import Rebuilt
 from p2pstore.members import confirm
 from p2pstore.node import inviting
 from p2pstore.node.build import Node
-from p2pstore.node.checks import check, doctor
+from p2pstore.node.checking import check
+from p2pstore.node.checks import doctor
 from p2pstore.node.leaving import Leaving
 from p2pstore.node.metrics import metrics
 from p2pstore.node.status import folder_lines, peer_lines, status
@@ -164,7 +165,12 @@ class NodeControl:
         return {"findings": await doctor(self._node)}
 
     async def do_check(self, args: Args, progress: Progress) -> Any:
-        return await check(self._node, read_data=bool(args.get("read_data")), progress=progress)
+        return await check(
+            self._node,
+            read_data=bool(args.get("read_data")),
+            repair=bool(args.get("repair")),
+            progress=progress,
+        )
 
     # -- folders ----------------------------------------------------------------------------------
 

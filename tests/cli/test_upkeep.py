@@ -20,7 +20,7 @@ def test_check_that_is_good(line, served):
     ran = line("check")
     assert ran.code == 0
     assert ran.out.startswith("12 bundles, 3,400 blocks, 9.1 GB: good")
-    assert served.asked("check") == [{"read_data": False}]
+    assert served.asked("check") == [{"read_data": False, "repair": False}]
 
 
 def test_check_that_finds_damage_is_exit_4(line, served):
@@ -30,7 +30,21 @@ def test_check_that_finds_damage_is_exit_4(line, served):
     assert ran.code == 4
     assert ran.err.splitlines() == ["bundle ab: block 7 is wrong", "x"]
     assert "2 problems" in ran.out
-    assert served.asked("check") == [{"read_data": True}]
+    assert served.asked("check") == [{"read_data": True, "repair": False}]
+
+
+def test_check_says_what_was_mended_and_what_mends_the_rest(line, served):
+    problems = [
+        {"text": "Bundle ab is damaged.", "code": 4, "remedy": "", "healed": True},
+        {"text": "Bundle cd is missing.", "code": 5, "remedy": "connect nas", "healed": False},
+    ]
+    served.answers["check"] = {**CHECKED, "problems": problems}
+    ran = line("check", "--repair")
+    assert ran.code == 5
+    assert ran.err.splitlines() == ["Bundle cd is missing.  Mend it: connect nas"]
+    assert "Bundle ab is damaged.  Mended." in ran.out
+    assert "1 problem, 1 mended" in ran.out
+    assert served.asked("check") == [{"read_data": False, "repair": True}]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def run(world: World, held: HeldStore, *, read_data: bool = True, **options: obj
             held,
             world.catalog,
             read_data=read_data,
-            dedup_secret=world.group.ring().dedup,
+            ring=world.group.ring(),
             **options,
         )
     finally:
@@ -110,6 +110,15 @@ def test_wrong_fingerprint_in_the_dedup_index_is_found(world: World, held: HeldS
     query = "UPDATE dedup SET key=randomblob(16)"
     world.catalog.write(lambda db: db.execute(query) and None).result()
     assert run(world, held).problems
+
+
+def test_damaged_manifest_in_the_catalog_is_named(world: World, held: HeldStore) -> None:
+    query = "UPDATE manifests SET raw=substr(raw, 1, length(raw) - 1)||x'00' WHERE file=1"
+    world.catalog.write(lambda db: db.execute(query) and None).result()
+    assert run(world, held, read_data=False).problems == ()
+    (problem,) = run(world, held).problems
+    assert str(world.folder) in problem.text
+    assert problem.remedy == "p2pstore rebuild-catalog"
 
 
 def test_file_whose_blocks_are_nowhere_is_told(world: World, held: HeldStore) -> None:

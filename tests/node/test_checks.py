@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 
 from p2pstore import syscalls
 from p2pstore.node import checks
-from p2pstore.node.checks import check, doctor
+from p2pstore.node.checks import doctor
 from p2pstore.node.presence import Presence
 from p2pstore.node.status import status
 from p2pstore.swarm import Verdict
@@ -125,40 +123,6 @@ async def test_clock_of_another_node_is_compared(place: Place) -> None:
 async def test_disk_within_keep_free_is_a_problem(place: Place) -> None:
     async with place.running(keep_free="900PB") as node:
         assert "nothing is written below" in texts(await doctor(node), "problem")
-
-
-async def test_check_answers_as_the_contract_says(place: Place) -> None:
-    async with place.running() as node:
-        await place.filled(node)
-        said: list[dict[str, Any]] = []
-        done = await check(node, read_data=True, progress=said.append)
-        await asyncio.sleep(0)  # what a thread said comes through the loop
-        assert done["problems"] == []
-        assert done["bundles"] == len(node.store.list())
-        assert done["blocks"] > 0
-        assert said[-1]["stage"] == "check"
-
-
-async def test_check_sees_damage_behind_what_the_store_remembers(place: Place) -> None:
-    async with place.running() as node:
-        await place.filled(node)
-        bundle_id = node.store.list()[0]
-        node.store.index(bundle_id)
-        path = node.store.path(bundle_id)
-        os.truncate(path, path.stat().st_size - 3)
-        done = await check(node, read_data=False, progress=lambda _: None)
-        (problem,) = done["problems"]
-        assert problem["code"] == 4
-
-
-async def test_cancelled_check_ends(place: Place) -> None:
-    async with place.running() as node:
-        await place.filled(node)
-        task = asyncio.ensure_future(check(node, read_data=True, progress=lambda _: None))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
 
 
 @pytest.mark.parametrize(
