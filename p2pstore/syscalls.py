@@ -58,6 +58,9 @@ _F_RDLCK = 0
 _F_UNLCK = 2
 
 _IOPRIO_WHO_PROCESS = 1
+_M_TRIM_THRESHOLD = -1  # malloc.h
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 _IOPRIO_IDLE = 3 << 13
 _NR_IOPRIO_SET = {"x86_64": 251, "i686": 289, "armv7l": 314, "aarch64": 30, "riscv64": 30}
 
@@ -540,6 +543,17 @@ def idle_io() -> bool:
         return False
     call = _syscall(ctypes.c_int, ctypes.c_int, ctypes.c_int)
     return call(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE) == 0
+
+
+def keep_freed_memory(size: int, arenas: int) -> bool:
+    """Let the allocator keep `size` bytes of what is freed in each of so many arenas; False: not
+    with this libc. By default it gives every larger piece back to the kernel at once, and a
+    pipeline of windows pays for fresh pages, zeroed one by one, at each of them."""
+    mallopt = getattr(_libc, "mallopt", None) if IS_LINUX else None
+    if mallopt is None:
+        return False
+    chosen = ((_M_ARENA_MAX, arenas), (_M_TRIM_THRESHOLD, size), (_M_MMAP_THRESHOLD, size))
+    return all(mallopt(option, value) for option, value in chosen)
 
 
 def raise_descriptor_limit() -> int:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -418,6 +419,28 @@ def test_mounts_differ(directory: int) -> None:
 
 
 # --- the process ---------------------------------------------------------------------------
+
+
+FAULTS = """
+import resource, sys
+from p2pstore.syscalls import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory(32 << 20, 2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    pieces = [b"x" * 900_000 for _ in range(8)]
+    del pieces
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libcs have no mallopt")
+@pytest.mark.slow
+def test_freed_memory_is_used_again() -> None:
+    def faults(how: str) -> int:
+        return int(subprocess.check_output([sys.executable, "-c", FAULTS, how]))
+
+    assert faults("keep") * 5 < faults("give back")
 
 
 def test_descriptor_limit_is_raised_to_the_hard_one() -> None:

@@ -42,7 +42,7 @@ from p2pstore.node.control import NodeControl
 from p2pstore.node.rebuilding import complete
 from p2pstore.node.recovering import lay_out_until_done
 from p2pstore.node.seeking import PATIENCE_S
-from p2pstore.syscalls import raise_descriptor_limit
+from p2pstore.syscalls import keep_freed_memory, raise_descriptor_limit
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ SWITCH_S = 0.001  # a lease must be given up within 50 ms, whatever Python threa
 # A batch makes tens of thousands of objects and no cycles; by default each would be walked over and
 # over, a tenth of all CPU time. What cycles there are (exceptions, tasks) waits a little longer.
 GARBAGE = (50_000, 20, 50)
+KEPT_BYTES = 32 << 20  # of freed memory, for the next window: fresh pages cost more than the cipher
+ARENAS = 2  # more of them would each keep as much; allocating is hardly ever done at the same time
 
 
 class Frontend(Protocol):
@@ -86,6 +88,7 @@ def tune() -> None:
     """What a process that runs a node sets for itself, before its first other thread."""
     LeaseKeeper.block_signals()
     sys.setswitchinterval(SWITCH_S)
+    keep_freed_memory(KEPT_BYTES, ARENAS)
     gc.set_threshold(*GARBAGE)
     gc.freeze()  # what was imported stays
     limit = raise_descriptor_limit()
