@@ -54,6 +54,11 @@ class Batching:
     def is_idle(self) -> bool:
         return not self._running
 
+    @property
+    def holds_files(self) -> bool:
+        """Files are open: in a batch, or leased a second longer."""
+        return bool(self._running or self._held)
+
     def next_due(self) -> float | None:
         """When the next path may go; None while no batch may begin."""
         return self._books.waiting.next_due() if self._running < BATCHES_IN_FLIGHT else None

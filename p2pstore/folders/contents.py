@@ -56,30 +56,28 @@ class Contents:
     async def _inside(
         self, folder: Folder, path: bytes, progress: Progress
     ) -> AsyncIterator[Brought]:
-        root = folder.root
-        if root is None:
-            raise Unavailable(f"{folder.path} is not there.")
         whole = os.fsencode(folder.path) + b"/"
         placeholders = await folder.in_thread(_placeholders, folder, path)
         placeholders = [p for p in placeholders if whole + p.name not in self._landing]
         tell = _Tally(placeholders, progress)
         names = {whole + p.name for p in placeholders}
-        self._landing |= names
-        for name in names:
-            self._parts.opens.mark_own(name)
-        folder.begin_ours(p.target for p in placeholders)
-        try:
-            async for brought in self._bringing.bring(root, placeholders, tell.advance):
-                if brought.trash is not None:
-                    folder.trash_waits(brought.trash)
-                folder.end_ours((brought.placeholder.target,))
-                if brought.path:
-                    folder.note(brought.path)
-                    brought = brought._replace(path=whole + brought.path)
-                yield brought
-        finally:
-            self._landing -= names
-            folder.end_ours(p.target for p in placeholders)
+        async with folder.open_root() as root:
+            self._landing |= names
+            for name in names:
+                self._parts.opens.mark_own(name)
+            folder.begin_ours(p.target for p in placeholders)
+            try:
+                async for brought in self._bringing.bring(root, placeholders, tell.advance):
+                    if brought.trash is not None:
+                        folder.trash_waits(brought.trash)
+                    folder.end_ours((brought.placeholder.target,))
+                    if brought.path:
+                        folder.note(brought.path)
+                        brought = brought._replace(path=whole + brought.path)
+                    yield brought
+            finally:
+                self._landing -= names
+                folder.end_ours(p.target for p in placeholders)
 
     async def _outside(self, path: str) -> AsyncIterator[Brought]:
         """A `.f` outside every watched folder: the original is written beside it."""
@@ -135,9 +133,6 @@ class Contents:
     async def undelete(self, path: str) -> str:
         """The placeholder of a deleted path, or of everything deleted below it, comes back."""
         folder, relative = self._registry.need(path)
-        root = folder.root
-        if root is None:
-            raise Unavailable(f"{folder.path} is not there.")
         find = partial(_deleted, folder.row, relative)
         entries = await folder.in_thread(self._parts.catalog.view, find)
         if not entries:
@@ -145,10 +140,11 @@ class Contents:
                 f"{path} is not among the deleted files of {folder.path}. "
                 "What was deleted just now is known after some seconds; try again."
             )
-        for entry in entries:
-            on_disk = await folder.in_thread(_put_back, root, entry)
-            version = folder.next_version_at(entry.path)
-            await self._parts.catalog.awrite(partial(_undelete, entry.id, version, on_disk))
+        async with folder.open_root() as root:
+            for entry in entries:
+                on_disk = await folder.in_thread(_put_back, root, entry)
+                version = folder.next_version_at(entry.path)
+                await self._parts.catalog.awrite(partial(_undelete, entry.id, version, on_disk))
         self._parts.protected()
         return os.path.join(folder.path, os.fsdecode(entries[0].path + SUFFIX))
 

@@ -14,7 +14,8 @@ import asyncio
 import logging
 import random
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -61,6 +62,8 @@ class Folder:
         self._parts = parts
         self._books = books = Books(entry.settings)
         self._is_busy = False  # what was taken out of `waiting` is not in a batch yet
+        self._next_scan = 0.0
+        self._next_presence = 0.0
         meeting = Meeting(
             path=self.path,
             row=row,
@@ -227,7 +230,8 @@ class Folder:
     async def empty_trash(self) -> int:
         """Let go now what may go, however short it lay there; how many files stay."""
         if self.root is not None:
-            await self._trash.empty_all(self.root)
+            async with self.open_root() as root:
+                await self._trash.empty_all(root)
         return sum(len(batch.body.items) for batch in self._trash.batches())
 
     def set_paused(self, why: str) -> None:
@@ -241,20 +245,32 @@ class Folder:
 
     async def undo_change(self) -> int:
         """Bring back the placeholders that are gone; how many."""
-        root, gone = self.root, self.losses.gone
-        if root is None:
-            raise Unavailable(f"{self.path} is not there.")
+        gone = self.losses.gone
         mark = b"changed-%d" % int(self._parts.clock.wall())
         # Placeholders that come back are no change of somebody's: that would pause it again.
         self.begin_ours(gone)
         try:
-            restored = await self.in_thread(undo, root, self._parts.catalog, self.row, gone, mark)
+            async with self.open_root() as root:
+                restored = await self.in_thread(
+                    undo, root, self._parts.catalog, self.row, gone, mark
+                )
         finally:
             self.end_ours(gone)
         self.losses.forget()
         self.set_paused("")
         self.ask_rescan("undo")
         return restored
+
+    @asynccontextmanager
+    async def open_root(self) -> AsyncIterator[Root]:
+        """The root, open until the end; Unavailable when the folder is not there."""
+        root = self.root
+        if root is None or not await self.in_thread(root.acquire):
+            raise Unavailable(f"{self.path} is not there.")
+        try:
+            yield root
+        finally:
+            root.release()
 
     async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await self._parts.in_thread(function, *args, **kwargs)
@@ -343,31 +359,44 @@ class Folder:
                     self._books.hints.news.set()  # `_work` asks the root itself
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
-        """Look, conclude, hand out, empty; until the root is gone."""
-        root, hints = self.root, self._books.hints
-        next_scan = self._parts.now() + _until_scan()
-        next_presence = 0.0
-        while root is not None:
-            now = self._parts.now()
-            if now >= next_presence:
-                if not await self.in_thread(root.is_present):
+        """Turn after turn, until the root is gone; between them nothing is open on its disk."""
+        hints, looking = self._books.hints, self._looking
+        self._next_scan, self._next_presence = self._parts.now() + _until_scan(), 0.0
+        while (root := self.root) is not None and await self.in_thread(root.acquire):
+            began = self._parts.now()
+            try:
+                if not await self._turn(root, group):
                     return
-                await self._look_for_obstacles(root)
-                next_presence = now + PRESENCE_S
-            if now >= next_scan:
-                self.ask_rescan("time")
-                next_scan = now + _until_scan()
-            self._is_busy = True
-            await self._looking.look(root)
-            if not self.is_paused:
-                await self._conclude(root)
-            while not self.is_paused and await self._batching.begin(root, group):
-                pass
-            self._is_busy = False
-            await self._trash.empty_due(root, room_is_short=self.waiting_for_room is not None)
-            hints.news.clear()
-            if (wait := self._looking.wait_s()) or not hints:
-                await self._nap(min(next_presence, now + wait) if wait else next_presence)
+            finally:
+                root.release()
+            wait = looking.wait_s()
+            if wait or not hints:
+                if not self._batching.holds_files:
+                    root.rest()
+                latest = min(self._next_presence, began + wait) if wait else self._next_presence
+                await self._nap(latest)
+
+    async def _turn(self, root: Root, group: asyncio.TaskGroup) -> bool:
+        """Look, conclude, hand out, empty; False when the root is gone."""
+        now = self._parts.now()
+        if now >= self._next_presence:
+            if not await self.in_thread(root.is_present):
+                return False
+            await self._look_for_obstacles(root)
+            self._next_presence = now + PRESENCE_S
+        if now >= self._next_scan:
+            self.ask_rescan("time")
+            self._next_scan = now + _until_scan()
+        self._is_busy = True
+        await self._looking.look(root)
+        if not self.is_paused:
+            await self._conclude(root)
+        while not self.is_paused and await self._batching.begin(root, group):
+            pass
+        self._is_busy = False
+        await self._trash.empty_due(root, room_is_short=self.waiting_for_room is not None)
+        self._books.hints.news.clear()
+        return True
 
     async def _look_for_obstacles(self, root: Root) -> None:
         """A disk may become read-only under us, and writable again: then all is judged anew."""

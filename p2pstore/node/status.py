@@ -298,7 +298,7 @@ def _announce_line(node: Node) -> Json:
 def _other_disk(node: Node) -> bool:
     store = os.stat(node.data).st_dev
     roots = [folder.root for folder in node.folders.all()]
-    return any(os.fstat(root.fd).st_dev != store for root in roots if root is not None)
+    return any(root.device != store for root in roots if root is not None)
 
 
 # -- what the owner should know -------------------------------------------------------------------

@@ -13,14 +13,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from p2pstore.durable import replace_file, sync_directory
 from p2pstore.errors import Unavailable
 from p2pstore.ids import FolderId
-from p2pstore.syscalls import is_remote, open_beneath, syncfs
+from p2pstore.syscalls import is_remote, mount_id, open_beneath, syncfs
 
 OWN = b".p2pstore"
 TRASH = OWN + b"/trash"
@@ -30,16 +32,72 @@ OPEN_DIRECTORIES = 128  # descriptors of parents kept while a batch runs
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
+class _Place(NamedTuple):
+    """What tells one directory from another that takes its name."""
+
+    device: int
+    ino: int
+    mount: int
+
+    @classmethod
+    def of(cls, fd: int) -> _Place:
+        stat = os.fstat(fd)
+        return cls(stat.st_dev, stat.st_ino, mount_id(fd))
+
+
 class Root:
-    """The root of one watched folder, held open: a folder moved away or unmounted is noticed."""
+    """The root of one watched folder: one that is moved away, unmounted or replaced is noticed.
+
+    It is open while it is used. Nothing is kept open at `rest`, so that a disk can be taken out;
+    whoever goes on afterwards says so by `acquire`, and by `release` that he is done.
+    """
 
     def __init__(self, path: Path, folder_id: FolderId) -> None:
         self.path = path
         self.folder_id = folder_id
+        self._lock = threading.Lock()
+        self._users = 0
+        self._is_closed = False
         try:
             self.fd = os.open(path, _DIRECTORY | os.O_NOFOLLOW)
+            self._place = _Place.of(self.fd)
         except OSError as exc:
             raise Unavailable(f"{path} cannot be opened ({exc.strerror}).") from exc
+
+    @property
+    def device(self) -> int:
+        """The device that it lies on, as in st_dev."""
+        return self._place.device
+
+    def acquire(self) -> bool:
+        """Keep it open until `release`; False when the very same root is not there any more."""
+        with self._lock:
+            if self._is_closed or (self.fd < 0 and not self._open_again()):
+                return False
+            self._users += 1
+            return True
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+
+    def rest(self) -> None:
+        """Close it until the next `acquire`, unless somebody uses it."""
+        with self._lock:
+            if not self._users and self.fd >= 0:
+                self._let_go()
+
+    def _open_again(self) -> bool:
+        if self.marker(self.path) != self.folder_id.hex():
+            return False
+        try:
+            self.fd = os.open(self.path, _DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        if _Place.of(self.fd) == self._place:
+            return True
+        self._let_go()
+        return False
 
     @staticmethod
     def mark(path: Path, folder_id: FolderId) -> None:
@@ -77,11 +135,14 @@ class Root:
     def is_present(self) -> bool:
         """Whether the path still leads to the very root that was opened, with our marker."""
         try:
-            there, here = os.stat(self.path, follow_symlinks=False), os.fstat(self.fd)
+            fd = os.open(self.path, _DIRECTORY | os.O_NOFOLLOW | os.O_PATH)
         except OSError:
             return False
-        same = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-        return same and self.marker(self.path) == self.folder_id.hex()
+        try:
+            is_same = _Place.of(fd) == self._place
+        finally:
+            os.close(fd)
+        return is_same and self.marker(self.path) == self.folder_id.hex()
 
     def obstacle(self) -> str | None:
         """Why nothing may be replaced here, whatever the file; None when it may."""
@@ -97,6 +158,12 @@ class Root:
         syncfs(self.fd)
 
     def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            if self.fd >= 0:
+                self._let_go()
+
+    def _let_go(self) -> None:
         # Whoever still has this root must fail: the number is soon another directory's.
         fd, self.fd = self.fd, -1
         os.close(fd)

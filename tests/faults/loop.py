@@ -48,6 +48,14 @@ class Loop:
     def umount(self) -> None:
         run("umount", str(self.at))
 
+    def can_umount(self) -> bool:
+        """Whether it is unmounted now; False while something is open there."""
+        try:
+            self.umount()
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
     def unplug(self) -> None:
         """Gone from the tree at once, whoever still has something open there."""
         run("umount", "-l", str(self.at))

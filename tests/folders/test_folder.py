@@ -304,6 +304,57 @@ async def test_closed_root_opens_nothing(watched: Watched) -> None:
         root.open(b"file", os.O_RDONLY)
 
 
+async def test_nothing_is_kept_open_on_a_disk_at_rest(watched: Watched) -> None:
+    """Its owner could not take it out otherwise."""
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.until(lambda: not made.waiting())
+    made.root.close()  # the test's own
+
+    def is_open() -> bool:
+        mine = os.fsencode(made.path)
+        fds = (b"/proc/self/fd/" + number for number in os.listdir(b"/proc/self/fd"))
+        links = [os.readlink(fd) for fd in fds if os.path.lexists(fd)]
+        return any(link == mine or link.startswith(mine + b"/") for link in links)
+
+    await watched.until(lambda: not is_open())
+    assert watched.folder.root is not None
+    # And it is used again when something happens.
+    made.write("two", b"content of another")
+    await watched.until(lambda: watched.state(b"two") == State.PLACEHOLDER)
+
+
+async def test_root_in_use_does_not_rest(watched: Watched) -> None:
+    root = Root(watched.world.path, watched.folder.folder_id)
+    assert root.acquire()
+    root.rest()
+    os.close(root.open(b".", os.O_RDONLY))
+    root.release()
+    root.rest()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        root.open(b".", os.O_RDONLY)
+    assert root.acquire()
+    os.close(root.open(b".", os.O_RDONLY))
+    root.close()
+    root.release()
+    assert not root.acquire()
+
+
+async def test_root_that_was_replaced_at_rest_is_not_taken_for_it(watched: Watched) -> None:
+    made = watched.world
+    root = Root(made.path, watched.folder.folder_id)
+    root.rest()
+    await watched.stop()
+    os.rename(made.path, made.base / "away")
+    shutil.copytree(made.base / "away", made.path)
+    assert not root.acquire()
+    shutil.rmtree(made.path)
+    os.rename(made.base / "away", made.path)
+    assert root.acquire()
+    root.close()
+
+
 async def test_a_folder_is_never_called_settled_between_rest_and_batch(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
