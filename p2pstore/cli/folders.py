@@ -91,7 +91,7 @@ def preview_lines(preview: dict[str, Any]) -> list[str]:
     files, size = preview.get("files", 0), preview.get("bytes", 0)
     lines = [f"{path}: {show.files(files)}, {show.size(size)}"]
     if preview.get("watched"):
-        lines[0] += " (watched already)"
+        lines[0] += f" (watched already, beside {preview.get('placeholders', 0):,} .f)"
     rows = []
     for key, words in (
         ("replace", "become .f"),

@@ -1,9 +1,10 @@
-"""PREVIEW: what adding a folder would do; nothing is read or touched."""
+"""PREVIEW: what adding a folder, or other settings, would do; nothing is read or touched."""
 
 from __future__ import annotations
 
 import os
 import stat as stat_module
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Preview:
 
     files: int = 0
     bytes: int = 0
+    placeholders: int = 0  # ours already, not among the files
     classes: dict[Treatment, dict[str, list[int]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -31,8 +33,10 @@ class Preview:
         counts[1] += size
 
 
-def preview(path: Path, settings: FolderSettings) -> Preview:
-    """Scan and classify."""
+def preview(
+    path: Path, settings: FolderSettings, placeholders: Container[bytes] = frozenset()
+) -> Preview:
+    """Scan and classify. `placeholders`: the names of those that the catalog has here."""
     found = Preview()
     entries: list[Seen] = []
     repositories: set[bytes] = set()
@@ -50,6 +54,9 @@ def preview(path: Path, settings: FolderSettings) -> Preview:
             entries.append(seen)
     remote = is_remote(path)
     for seen in entries:
+        if seen.path in placeholders:
+            found.placeholders += 1
+            continue
         treatment, reason = treat(seen, settings, repositories, siblings)
         if remote is not None and treatment is Treatment.REPLACE:
             treatment, reason = Treatment.PROTECT_ONLY, remote

@@ -28,7 +28,7 @@ from p2pstore.folders.preview import Preview, preview
 from p2pstore.folders.registry import Registry
 from p2pstore.home import RECOVERING, Home, WatchedFolder
 from p2pstore.ids import FolderId
-from p2pstore.placement import OWN, Root
+from p2pstore.placement import OWN, SUFFIX, Root
 from p2pstore.policy import refuse_folder
 from p2pstore.sandbox import cannot_write, unseen
 from p2pstore.store import Catalog, State, folders
@@ -139,7 +139,9 @@ class Folders:
     async def preview(self, directory: str, given: Mapping[str, object], *, force: bool) -> Preview:
         path = self.refuse(directory, force=force)
         settings = self.settings_for(path, given)
-        return await asyncio.to_thread(preview, path, settings)
+        folder = self.rooted(path)
+        known = frozenset() if folder is None else await asyncio.to_thread(_names, folder)
+        return await asyncio.to_thread(preview, path, settings, known)
 
     def settings_for(self, path: Path, given: Mapping[str, object]) -> FolderSettings:
         folder = self.rooted(path)
@@ -304,6 +306,11 @@ def _root_of(folder: Folder) -> Root:
     if Root.marker(folder.path) != folder.folder_id.hex():
         raise Unavailable(f"{folder.path} is not there.")
     return Root(folder.path, folder.folder_id)
+
+
+def _names(folder: Folder) -> frozenset[bytes]:
+    """Of the placeholders that the catalog has in this folder, as they stand on disk."""
+    return frozenset(row.path + SUFFIX for row in folder.rows_below(b"", (State.PLACEHOLDER,)))
 
 
 def _placeholders(folder: Folder) -> int:

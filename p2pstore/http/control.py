@@ -38,6 +38,7 @@ METHODS (arguments -> result)
                                            "files"?: below a folder}]}
     preview {dir, settings, force}         settings: those given, by their FolderSettings names;
                                            {"path", "watched": already, "files", "bytes",
+                                           "placeholders": ours already, not counted in "files",
                                            "replace" | "protect_only" | "skipped": {"files",
                                            "bytes", "reasons"}, "room_needed_bytes",
                                            "room_free_bytes",

@@ -386,6 +386,7 @@ def _preview_line(node: Node, directory: str, preview: Preview) -> dict[str, Any
         "watched": any(os.fspath(folder.path) == path for folder in node.folders.all()),
         "files": preview.files,
         "bytes": preview.bytes,
+        "placeholders": preview.placeholders,
         "replace": part(Treatment.REPLACE),
         "protect_only": part(Treatment.PROTECT_ONLY, Treatment.LINK),
         "skipped": part(Treatment.SKIP),
