@@ -151,6 +151,20 @@ async def test_the_end_of_the_tunnel_is_pinned(nodes: Any) -> None:
         await near.dial_through(relay, wanted)
 
 
+async def test_a_peer_that_lets_nothing_through_is_given_up(nodes: Any) -> None:
+    async def swallow(request: Request) -> None:
+        await request.reply(TunnelData(), final=False)
+        await asyncio.Event().wait()
+
+    hole = nodes.make(swallow)
+    near = nodes.make()
+    relay = await near.dial(*await hole.listen("127.0.0.1", 0))
+    near.limits = Limits(connect_s=0.05, first_frame_s=0.05, handshake_s=0.2)
+    with pytest.raises(PeerUnreachable):
+        await near.dial_through(relay, NodeId(bytes(20)))
+    assert not relay.is_closed
+
+
 async def test_a_peer_without_a_link_to_it_says_so(nodes: Any) -> None:
     _, _, near, relay = await scene(nodes)
     with pytest.raises(Unknown):
