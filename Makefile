@@ -76,7 +76,11 @@ install:
 	        echo "It is not in your PATH yet; add this line to ~/.profile:  PATH=\"\$$HOME/.local/bin:\$$PATH\""; \
 	    fi ;; \
 	esac; \
-	echo 'Next:  p2pstore service install    and then    p2pstore add-folder DIR'
+	if systemctl --user --quiet is-active p2pstore.service 2>/dev/null; then \
+	    echo 'The node that runs is the former program still:  systemctl --user restart p2pstore'; \
+	else \
+	    echo 'Next:  p2pstore service install    and then    p2pstore add-folder DIR'; \
+	fi
 
 .PHONY: uninstall
 uninstall:
