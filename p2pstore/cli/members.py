@@ -20,20 +20,26 @@ from p2pstore.cli.status import is_holder, peer_lines
 from p2pstore.errors import P2PStoreError, UsageError
 
 NOT_NOW = 5
+FRIENDS_PART = " --offer 100GB"
+WHAT_FOLLOWS = {
+    "device": "The new device will read all your files.",
+    "friend": "The friend will keep copies of your files, and can read none of them.",
+}
 
 
 @click.command(epilog=example("p2pstore invite", "p2pstore invite --yes | ssh nas p2pstore join -"))
 @click.option(
     "--role",
-    type=click.Choice(["device"]),
+    type=click.Choice(["device", "friend"]),
     default="device",
     show_default=True,
-    help="device: one of your own computers; it will read all your files.",
+    help="device: one of your own computers; it will read all your files. "
+    "friend: keeps copies, and reads nothing of them.",
 )
 @click.option("--yes", is_flag=True, help="No confirmation: print the link alone and return.")
 @pass_shell
 def invite(shell: Shell, role: str, yes: bool) -> int:
-    """Let another device into your group: prints a link that works once, for ten minutes.
+    """Let another node in: prints a link that works once, for ten minutes.
 
     When the other computer uses it, both show the same fingerprint words, and you confirm them.
     """
@@ -49,7 +55,8 @@ def invite(shell: Shell, role: str, yes: bool) -> int:
     with _taken_back(shell, node, invitation.get("invite")), shell.meter() as meter:
         shell.say(
             f"\nOn the other computer, within {show.span(invitation.get('expires_s', 600))}:  "
-            "p2pstore join LINK\nThe new device will read all your files. Waiting for it ..."
+            f"p2pstore join LINK{FRIENDS_PART if role == 'friend' else ''}\n"
+            f"{WHAT_FOLLOWS[role]} Waiting for it ..."
         )
         joiner = node.call("wait_invite", meter, invite=invitation.get("invite"))
     name = show.name(joiner.get("name", ""))
@@ -102,14 +109,20 @@ def _show_qr(link: str) -> None:
 def join(shell: Shell, link: str, offer: int | None, name: str | None) -> int:
     """Join a group with an invitation LINK (- reads it from standard input).
 
-    Works before the first run, and while the node runs and has protected nothing yet.
+    Works before the first run, and while the node runs and has protected nothing yet. A link for a
+    friend works at any time: you keep your own group, and lend room with --offer.
     """
     link = secret(link)
     goes_on = "If the other side confirms now, this node is in; p2pstore peers"
     with shell.any_node(may_be_new=True) as node, shell.waiting(goes_on) as meter:
         done = node.call("join", meter, link=link, offer=offer, name=name)
     group = show.short_id(done.get("group", ""))
-    shell.result(f"Joined group {group} as {show.name(done.get('name', ''))}.")
+    name = show.name(done.get("name", ""))
+    if done.get("role") == "friend":
+        whose = show.name(done.get("inviter", ""))
+        shell.result(f"A friend of group {group} ({whose}) as {name}; your own group stays yours.")
+    else:
+        shell.result(f"Joined group {group} as {name}.")
     if shell.running() is None:
         shell.say("Start the node: p2pstore service install (always) or p2pstore run (now)")
     return 0

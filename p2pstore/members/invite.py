@@ -155,7 +155,10 @@ class Invitations:
         invitation = Invitation(secret, "device" if role == "device" else "friend", now=now)
         entry = _Open(self._random(8).hex(), invitation, secret, confirm)
         self._open[entry.id] = entry
-        text = build_link(InviteLink(addresses, self._group.node_id, self._network, secret))
+        membership = invitation.membership
+        text = build_link(
+            InviteLink(addresses, self._group.node_id, self._network, secret, membership)
+        )
         return Invited(text, entry.id, LIFETIME_S)
 
     async def knock(self, invite: str) -> Knock:

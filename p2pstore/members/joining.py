@@ -82,7 +82,6 @@ async def join(
     dial: Dial,
     group: Group | None = None,
     kept: KeptGroups | None = None,
-    membership: str = "device",
     is_busy: Callable[[], str | None] = lambda: None,
     tell: Callable[[str], None] = lambda text: None,
     random: Callable[[int], bytes] = os.urandom,
@@ -91,11 +90,12 @@ async def join(
 
     `dial` makes a link with `device` as this node's TLS key and pins the node id it is given.
     `group` is the running node's, to change with HOME; None before the first run. `kept` takes the
-    certificate of a friend. `is_busy` says what the node knows beyond HOME's files (a store on
-    another disk). `tell` gets the words that the inviter's owner compares.
+    certificate of a friend, who has a group of his own. `is_busy` says what the node knows beyond
+    HOME's files (a store on another disk). `tell` gets the words that the inviter's owner compares.
     UsageError: the link, or this HOME, cannot be used. PeerUnreachable: no address answers.
     """
     invite = parse_link(link_text)
+    membership = invite.membership
     _check_fits(invite, device, network)
     if membership == "device":
         _check_unused(home, is_busy)
@@ -110,7 +110,7 @@ async def join(
             home.save_device(device)
 
     try:
-        welcome = await _prove(invite, link, public, name, membership, random, save)
+        welcome = await _prove(invite, link, public, name, random, save)
     except (NotAllowed, IntegrityError) as exc:
         if is_new and is_begun(home):
             (home.path / "device.key").unlink()
@@ -189,14 +189,13 @@ async def _prove(
     link: Link,
     public: PublicKey,
     name: str,
-    membership: str,
     random: Callable[[int], bytes],
     save: Callable[[], None],
 ) -> Welcome:
     """WELCOME; `save` is called before the proof is sent, for what must not be lost then."""
     joining = Joining(
         invite.secret,
-        "device" if membership == "device" else "friend",
+        invite.membership,
         joiner=public,
         inviter=link.public_key,
         nonce=random(NONCE_SIZE),

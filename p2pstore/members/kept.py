@@ -27,7 +27,7 @@ from p2pstore.errors import (
     NotAllowed,
     P2PStoreError,
 )
-from p2pstore.ids import GroupId, PublicKey, Tag, group_id_of
+from p2pstore.ids import GroupId, NodeId, PublicKey, Tag, group_id_of, node_id_of
 from p2pstore.keys import MAX_CHAIN, MAX_STATE, GroupState, Role, merge, verify_chain
 from p2pstore.members.shelf import HeadShelf, Shelved, open_head, within
 from p2pstore.wire import MAX_PAYLOAD, Heads, HeadsKept, Hello, PutHeads
@@ -128,6 +128,12 @@ class KeptGroups:
             group = self._groups.pop(group_id, None)
             if group is not None:
                 shutil.rmtree(group.directory)
+
+    def nodes(self) -> set[NodeId]:
+        """The devices of these groups."""
+        with self._lock:
+            newest = [group.newest for group in self._groups.values()]
+            return {node_id_of(c.subject) for s in newest if s is not None for c in s.devices()}
 
     def friend_chains(self) -> tuple[bytes, ...]:
         """What HELLO shows: the groups that this node is a friend of."""

@@ -28,7 +28,8 @@ MAX_FILE = 16 * 1024 * 1024
 
 
 class KnownPeer(msgspec.Struct, frozen=True):
-    """`addresses`: the one that worked last comes first. `record`: newest signed one, or empty."""
+    """`addresses`: the one that worked last comes first. `record`: newest signed one, or empty.
+    `group`: the public key of the group that it said it is of."""
 
     node_id: NodeId
     addresses: tuple[Address, ...] = ()
@@ -38,6 +39,7 @@ class KnownPeer(msgspec.Struct, frozen=True):
     last_seen_ms: int = 0
     record: bytes = b""
     issued_ms: int = 0
+    group: PublicKey | None = None
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -129,6 +131,7 @@ class PeerBook:
                 name=link.hello.name or known.name,
                 role=link.role,
                 last_seen_ms=now_ms,
+                group=link.hello.group or known.group,
             )
         )
 

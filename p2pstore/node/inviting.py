@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from p2pstore.config import Config, parse_address, save
 from p2pstore.errors import UsageError
 from p2pstore.home import Home
+from p2pstore.ids import NodeId
 from p2pstore.keys import fingerprint
-from p2pstore.members import default_name, identity, join, newcomer
-from p2pstore.net import Address, Link, PeerBook, TlsTransport
+from p2pstore.members import (
+    Group,
+    KeptGroups,
+    default_name,
+    found,
+    identity,
+    is_begun,
+    join,
+    newcomer,
+)
+from p2pstore.net import STRANGER, Address, Link, PeerBook, TlsTransport
 from p2pstore.node.build import Node
 from p2pstore.node.status import peer_lines
+from p2pstore.wire import Hello, parse_link
 
 Json = dict[str, Any]
 Progress = Callable[[Json], None]
@@ -71,17 +84,30 @@ async def join_group(
     """Use an invitation with a HOME in which no node runs.
 
     A running node stops for it: its transport speaks with the same key, its parts with old keys.
+    Whoever joins as a friend has a group of his own first, and says how much room he lends.
     """
-    device = identity(home)
     name = args.get("name") or config.name or default_name()
-    transport = TlsTransport(
-        device,
-        hello=lambda: newcomer(device, config.network, name),
-        role_of=lambda _: "stranger",
-    )
+    is_friend = parse_link(args["link"]).membership == "friend"
+    if is_friend:
+        if args.get("offer") is None and not config.offer_friends:
+            raise UsageError(
+                "This invitation is for a friend, who keeps copies and reads nothing of them. "
+                "Say how much room you lend: p2pstore join LINK --offer 100GB"
+            )
+        _have_own_group(home, name, progress)
+    device = identity(home)
+    kept = KeptGroups(home.path / "groups") if is_friend else None
+    group = Group(home) if is_friend else None
 
-    async def dial(address: Address, expect: bytes) -> Link:
-        return await transport.dial(address[0], address[1], expect)  # type: ignore[arg-type]
+    def hello() -> Hello:
+        if group is None:
+            return newcomer(device, config.network, name)
+        return group.hello(config.network)
+
+    transport = TlsTransport(device, hello=hello, role_of=lambda _: STRANGER)
+
+    async def dial(address: Address, expect: NodeId) -> Link:
+        return await transport.dial(*address, expect)
 
     try:
         joined = await join(
@@ -91,6 +117,7 @@ async def join_group(
             name=name,
             network=config.network,
             dial=dial,
+            kept=kept,
             tell=lambda text: progress({"text": text}),
         )
         book = PeerBook.load(home.path / "peers.json")
@@ -100,11 +127,9 @@ async def join_group(
         book.save()
     finally:
         await transport.close()
-    changes = {
-        key: value
-        for key, value in (("offer", args.get("offer")), ("name", args.get("name")))
-        if value is not None
-    }
+    offer = "offer_friends" if is_friend else "offer"
+    given = {offer: args.get("offer"), "name": args.get("name")}
+    changes = {key: value for key, value in given.items() if value is not None}
     if changes:
         save(home.path, changes)
     return {
@@ -112,4 +137,13 @@ async def join_group(
         "name": joined.name,
         "group": joined.group_id.hex(),
         "role": joined.role,
+        "inviter": joined.inviter_name,
     }
+
+
+def _have_own_group(home: Home, name: str, progress: Progress) -> None:
+    if home.exists and not is_begun(home):
+        return
+    found(home, name, now=time.time(), random=os.urandom(32))
+    text = "A group of your own was made. Its 24 words: p2pstore words show"
+    progress({"text": text})

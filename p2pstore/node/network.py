@@ -23,7 +23,8 @@ from p2pstore.dht import LOOPBACK, Dht, DhtSettings, is_public
 from p2pstore.durable import replace_file
 from p2pstore.errors import P2PStoreError, PeerUnreachable, PortInUse, Unavailable
 from p2pstore.home import Home
-from p2pstore.ids import BundleId, GroupId, NodeId, Tag, node_id_of, short
+from p2pstore.ids import BundleId, GroupId, NodeId, Tag, group_id_of, node_id_of, short
+from p2pstore.keys import Role
 from p2pstore.maintenance import Swarm
 from p2pstore.members import Exchange, Group, Invitations
 from p2pstore.net import (
@@ -36,7 +37,7 @@ from p2pstore.net import (
     TlsTransport,
 )
 from p2pstore.node.presence import Presence
-from p2pstore.policy import Candidate, Holder, admit_put
+from p2pstore.policy import Candidate, Holder, admit_put, house, offer_to_friend
 from p2pstore.store import BundleStore, Catalog, HeldStore, blocks, copies
 from p2pstore.swarm import (
     Announcer,
@@ -61,6 +62,7 @@ log = logging.getLogger(__name__)
 
 PORT_TRIES = 20  # for a free port that is free for TCP and UDP alike
 RECORDS_TOLD = 16
+TOTALS_S = 60.0  # what friends keep for us changes slowly, and is asked for with each PUT
 SAVE_S = 600.0  # the contacts of the DHT
 
 
@@ -97,6 +99,8 @@ class Network:
         self._refusal = refusal
         self.listening: Address = (config.listen.host, config.listen.port)
         self._listens = False
+        self._totals: Mapping[NodeId, tuple[int, int]] = {}
+        self._totals_at = -TOTALS_S
         self.exchange = Exchange(home, group, clock=clock, pool=pool, changed=changed)
         self.book = PeerBook.load(home.path / "peers.json")
         self.transport = TlsTransport(
@@ -207,7 +211,7 @@ class Network:
         await self._listen()
         try:
             self.connections.start()
-            for node_id in self._group.others():
+            for node_id in self._related_nodes():
                 self.connections.want(node_id)
             await self._discover()
             async with asyncio.TaskGroup() as group:
@@ -354,7 +358,7 @@ class Network:
         """The local network names a node."""
         for address in addresses:
             self.book.note_address(node_id, address)
-        if node_id in self._group.others():
+        if node_id in self._related_nodes():
             self.connections.want(node_id)
             self.connections.retry(node_id)
 
@@ -364,7 +368,7 @@ class Network:
     def _link_changed(self, link: Link, is_up: bool) -> None:
         if is_up:
             self.presence.reachability.note(link)
-        if is_up and link.role == "device":
+        if is_up and link.role in ("device", "friend"):
             self.connections.want(link.node_id)
             self._linked(link.node_id)
 
@@ -372,6 +376,23 @@ class Network:
         """Links to devices of the group."""
         others = set(self._group.others())
         return [link for link in self.connections.links() if link.node_id in others]
+
+    def holder_ids(self) -> set[NodeId]:
+        """Everybody that may keep copies for us: own devices, and friends."""
+        return {*self._group.others(), *self._friends()}
+
+    def holders(self) -> list[Link]:
+        """Links to those of them that are connected."""
+        able = self.holder_ids()
+        return [link for link in self.connections.links() if link.node_id in able]
+
+    def _friends(self) -> list[NodeId]:
+        """Nodes that were invited as friends."""
+        return [node_id_of(certificate.subject) for certificate in self._group.state.friends()]
+
+    def _related_nodes(self) -> set[NodeId]:
+        """Whom to keep a link with: own devices, friends, and those whose friend we are."""
+        return {*self.holder_ids(), *self.exchange.kept.nodes()}
 
     async def pull(self, node_id: NodeId) -> None:
         """Have a device that is connected tell the newest state and heads that it has."""
@@ -383,7 +404,7 @@ class Network:
     def group_changed(self) -> None:
         """A new member, or a revoked one: judge the links anew, and want the new."""
         self.exchange.judge_links(self.connections.links())
-        for node_id in self._group.others():
+        for node_id in self._related_nodes():
             self.connections.want(node_id)
 
     # -- what the swarm asks ----------------------------------------------------------------------
@@ -399,10 +420,20 @@ class Network:
         total, free, keep_free = self._room()
         used = self._held.used_bytes(group_id)
         if role == "friend":
-            offer = self._config.offer_friends
+            granted, proved = self._config.offer_friends, self._kept_for_us(group_id)
+            offer = offer_to_friend(granted=granted, proved_bytes=proved, their_offer=proved)
         else:
             offer = self._config.offer_of(total=total, free=free, held=used)
         return admit_put(size, offer, used, free, keep_free)
+
+    def _kept_for_us(self, group_id: GroupId) -> int:
+        """Bytes of ours that nodes of that friend's group have proved; looked up now and then."""
+        now = self._clock.monotonic()
+        if now - self._totals_at > TOTALS_S:
+            self._totals = self._catalog.view(copies.totals_of_holders)
+            self._totals_at = now
+        friends = (node for node in self._friends() if self._owner(node, Role.FRIEND) == group_id)
+        return sum(self._totals.get(node, (0, 0))[0] for node in friends)
 
     def _kept(self, bundle_id: BundleId, tag: Tag) -> None:
         del bundle_id
@@ -468,7 +499,7 @@ class Network:
 
     def for_maintenance(self) -> Swarm:
         return Swarm(
-            links=self.devices,
+            links=self.holders,
             candidates=self._candidates,
             state=lambda: self._group.state.order,
             tell=self._tell,
@@ -483,19 +514,35 @@ class Network:
         return await self.exchange.tell(self.connections.links())
 
     def _candidates(self) -> list[Candidate]:
-        """The group's other devices; when they were last seen is known from their links."""
-        now = self._clock.wall()
-        connected = {link.node_id for link in self.connections.links()}
+        """The group's other devices, and friends; when they were last seen, links and book tell."""
+        state, now = self._group.state, self._clock.wall()
+        links = {link.node_id: link for link in self.connections.links()}
         found: list[Candidate] = []
-        for certificate in self._group.state.devices():
+        for certificate in (*state.devices(), *state.friends()):
             node_id = node_id_of(certificate.subject)
             if node_id == self._group.node_id:
                 continue
-            peer = self.book.get(node_id)
-            seen = now if node_id in connected else peer.last_seen_ms / 1000 if peer else 0.0
-            holder = Holder(node=node_id, role="device", owner=self._group.group_id)
+            link, peer = links.get(node_id), self.book.get(node_id)
+            seen = now if link is not None else peer.last_seen_ms / 1000 if peer else 0.0
+            addresses = peer.addresses if peer is not None else ()
+            # The address of a link through another peer is that peer's.
+            direct = link if link is not None and link.via is None else None
+            where = direct.address if direct is not None else addresses[0] if addresses else None
+            holder = Holder(
+                node=node_id,
+                role=certificate.role.value,
+                owner=self._owner(node_id, certificate.role),
+                prefix="" if where is None else house(where[0]),
+            )
             found.append(Candidate(holder=holder, offer=1, last_seen=seen))
         return found
+
+    def _owner(self, node_id: NodeId, role: Role) -> bytes:
+        """Whose node it is. A friend that we have never met is one of its own."""
+        if role is not Role.FRIEND:
+            return self._group.group_id
+        peer = self.book.get(node_id)
+        return node_id if peer is None or peer.group is None else group_id_of(peer.group)
 
 
 class _Notes:

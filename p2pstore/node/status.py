@@ -14,6 +14,7 @@ from typing import Any
 from p2pstore import __version__
 from p2pstore.folders import Folder
 from p2pstore.ids import NodeId, node_id_of, short
+from p2pstore.keys import Certificate
 from p2pstore.maintenance import Report
 from p2pstore.net import Link
 from p2pstore.node.build import Node
@@ -206,7 +207,8 @@ def peer_lines(node: Node) -> list[Json]:
 
     holds = node.catalog.view(look)
     held = node.held.bytes_by_opener()
-    members = {node_id_of(c.subject): c.name for c in node.group.state.devices()}
+    state = node.group.state
+    members = {node_id_of(c.subject): c for c in (*state.devices(), *state.friends())}
     members.pop(node.group.node_id, None)
     lines: list[Json] = []
     for node_id in sorted({*links, *members}):
@@ -217,9 +219,9 @@ def peer_lines(node: Node) -> list[Json]:
         lines.append(
             {
                 "id": node_id.hex(),
-                "name": members.get(node_id) or (peer.name if peer is not None else ""),
+                "name": members[node_id].name if node_id in members else peer.name if peer else "",
                 "address": "" if address is None else f"{address[0]}:{address[1]}",
-                "role": "device" if node_id in members else link.role if link else "stranger",
+                "role": _role(members.get(node_id), link),
                 "connected": link is not None,
                 "through": _through(link),
                 "since": None,
@@ -231,6 +233,12 @@ def peer_lines(node: Node) -> list[Json]:
             }
         )
     return lines
+
+
+def _role(certificate: Certificate | None, link: Link | None) -> str:
+    if certificate is not None:
+        return certificate.role.value
+    return "stranger" if link is None else link.role
 
 
 def _through(link: Link | None) -> str | None:
@@ -361,6 +369,11 @@ def _warnings(node: Node) -> list[Json]:
         warn(f"{name} asked for it: {what} to be placed elsewhere first.")
     if node.held.lost:
         warn(f"{len(node.held.lost)} bundles kept for others are gone from this disk.", owner=True)
+    damaged = len(node.healer.damaged())
+    if damaged:
+        bundles = "1 bundle" if damaged == 1 else f"{damaged:,} bundles"
+        text = f"{bundles} damaged here and not healed yet; connect the nodes that hold copies:"
+        warn(text, "p2pstore check --read-data --repair", owner=True)
     for report in node.maintenance.loops.reports():
         if report.failures >= STUBBORN:
             warn(f"The {report.name} loop failed {report.failures} times: {report.last_error}")

@@ -30,6 +30,8 @@ def is_vetted(role: str, record: Vetting, now: float, vetting_s: float = VETTING
     start = vetting_begins(record)
     if role not in VETTED or start is None:
         return False
+    if vetting_s <= 0:
+        return True  # their owner trusts them from the first receipt on
     return now - start >= vetting_s and record.passed >= VETTING_AUDITS
 
 

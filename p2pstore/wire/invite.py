@@ -1,7 +1,8 @@
 """Invitations: the link, and the proof of both sides that they know its secret.
 
 Link: `p2ps://ADDR[,ADDR]/NODEID?n=NETWORK#SECRET`. ADDR is HOST:PORT (IPv6 in brackets), NODEID and
-SECRET (16 random bytes) are base32 in lower case without padding, NETWORK is percent-encoded.
+SECRET (16 random bytes) are base32 in lower case without padding, NETWORK is percent-encoded. A link
+for a friend has `&r=friend` behind the network.
 
 Handshake, inside the TLS session in which the joiner pinned NODEID:
 
@@ -51,6 +52,7 @@ class InviteLink:
     node_id: NodeId
     network: str
     secret: bytes = field(repr=False)
+    membership: Membership = "device"
 
 
 def base32(raw: bytes) -> str:
@@ -82,26 +84,28 @@ def build_link(link: InviteLink) -> str:
         raise LocalProtocolError(f"An invitation has 1 to {MAX_ADDRESSES} addresses.")
     places = ",".join(format_address(host, port) for host, port in link.addresses)
     network = quote(link.network, safe="")
-    return f"p2ps://{places}/{base32(link.node_id)}?n={network}#{base32(link.secret)}"
+    role = "&r=friend" if link.membership == "friend" else ""
+    return f"p2ps://{places}/{base32(link.node_id)}?n={network}{role}#{base32(link.secret)}"
 
 
 def parse_link(text: str) -> InviteLink:
     """UsageError says what is wrong; the secret is never part of the message."""
     text = text.strip()
-    match = re.match(r"p2ps://([^/?#]+)/([^/?#]+)\?n=([^?#&]+)#(\w+)\Z", text)
+    match = re.match(r"p2ps://([^/?#]+)/([^/?#]+)\?n=([^?#&]+)(&r=friend)?#(\w+)\Z", text)
     if match is None or len(text) > MAX_LINK:
         raise UsageError("This is no invitation. It begins with p2ps:// and has a # near its end.")
     addresses = tuple(parse_address(place) for place in match[1].split(","))
     network = unquote(match[3])
     try:
-        node_id, secret = unbase32(match[2]), unbase32(match[4])
+        node_id, secret = unbase32(match[2]), unbase32(match[5])
     except ValueError as exc:
         raise UsageError("The invitation was not copied completely.") from exc
     if len(node_id) != 20 or len(secret) != SECRET_SIZE:
         raise UsageError("The invitation was not copied completely.")
     if len(addresses) > MAX_ADDRESSES or len(network) > MAX_NETWORK:
         raise UsageError("The invitation has too many addresses or too long a network name.")
-    return InviteLink(addresses, NodeId(node_id), network, secret)
+    membership: Membership = "friend" if match[4] else "device"
+    return InviteLink(addresses, NodeId(node_id), network, secret, membership)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,7 @@ def test_completion_knows_the_commands(program, environment):
     done = subprocess.run(program, env=env, capture_output=True, text=True)
     assert done.stdout.split() == [
         "plain,remove-folder", "plain,restore", "plain,resume", "plain,rebuild-catalog",
+            "plain,recover",
     ]  # fmt: skip
 
 

@@ -393,7 +393,6 @@ async def joins_as_friend(friend: Member, inviter: Member) -> None:
         dial=friend.dial_to,
         group=friend.group,
         kept=friend.exchange.kept,
-        membership="friend",
     )
 
 

@@ -227,7 +227,6 @@ async def test_a_friend_who_reads_nothing_is_enough(world: World) -> None:
         dial=anna.dial_to,
         group=anna.group,
         kept=anna.exchange.kept,
-        membership="friend",
     )
     await laptop.exchange.publish(index_head(laptop))
     (told,) = await laptop.exchange.push([await laptop.dial(anna)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def test_macs_have_their_golden_bytes() -> None:
     assert second.mac.hex() == golden["joiner"]
     assert admission.admit(second, now=1.0).hex() == golden["inviter"]
     assert build_link(LINK) == golden["link"]
+
+
+def test_a_link_tells_what_one_becomes() -> None:
+    link = dataclasses.replace(LINK, membership="friend")
+    assert "?n=main&r=friend#" in build_link(link)
+    assert parse_link(build_link(link)) == link
+    assert parse_link(build_link(LINK)).membership == "device"
+    with pytest.raises(UsageError):
+        parse_link(build_link(LINK).replace("#", "&r=admin#"))
 
 
 def test_second_use_is_refused() -> None:

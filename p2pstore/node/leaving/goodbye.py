@@ -30,11 +30,11 @@ class _Asked(NamedTuple):
 async def release_all(node: Node, progress: Progress) -> None:
     """Ask every holder to let our bundles go; it keeps them for 7 days in its trash.
 
-    The other devices are asked in any case: a catalog that was just rebuilt does not know yet what
+    Those that may hold are asked in any case: a catalog that was just rebuilt does not know yet what
     they keep, and they could never leave in their turn.
     """
     holders = set(await in_thread(node.pool, node.catalog.view, _holders))
-    others = set(node.group.others())
+    others = node.network.holder_ids()
     if node.is_rebuilding():
         holders |= others
     async with asyncio.TaskGroup() as group:
