@@ -10,7 +10,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from nacl.signing import SigningKey
@@ -119,9 +119,13 @@ async def get_blocks(
     came: set[BlockId] = set()
     batch: list[tuple[BlockId, bytes]] = []
     size = 0
-    async with aclosing(_stream(link, Get(request, hops), timeout_s)) as answers:
-        async for message, payload in answers:
-            if isinstance(message, BlockReply):
+    async with link.exchange(Get(request, hops)) as answers:
+        while not answers.is_done:
+            for message, payload in await answers.receive_some(CHECK_BYTES, timeout_s):
+                if isinstance(message, GetDone):
+                    continue
+                if not isinstance(message, BlockReply):
+                    raise RemoteProtocolError(f"{link} answers GET with {type(message).__name__}.")
                 block_id = message.block_id
                 if block_id in came or (wanted and block_id not in left):
                     raise RemoteProtocolError(f"{link} sends blocks that nobody asked for.")
@@ -132,22 +136,10 @@ async def get_blocks(
                     raise RemoteProtocolError(f"{link} sends more than it may.")
                 batch.append((block_id, payload))
                 size += len(payload)
-                if size < CHECK_BYTES and len(batch) < BATCH_BLOCKS:
-                    continue
-            elif not isinstance(message, GetDone):
-                raise RemoteProtocolError(f"{link} answers GET with {type(message).__name__}.")
-            if batch:
+            if batch and (size >= CHECK_BYTES or len(batch) >= BATCH_BLOCKS or answers.is_done):
                 await in_thread(pool, _compare, batch, str(link))
                 yield dict(batch)
                 batch, size = [], 0
-
-
-def _stream(
-    link: Link, message: Get, timeout_s: float
-) -> AsyncGenerator[tuple[object, bytes], None]:
-    answers = link.stream(message, timeout_s=timeout_s)
-    assert isinstance(answers, AsyncGenerator)
-    return answers
 
 
 def _compare(batch: Sequence[tuple[BlockId, bytes]], sender: str) -> None:

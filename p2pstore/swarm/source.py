@@ -188,7 +188,7 @@ class Source:
         self._asker = Asker(identity, chain, clock, random)
         self._answer_s = answer_s
         self._clock = clock
-        self._coming: dict[BlockId, asyncio.Future[bytes | None]] = {}
+        self._coming: dict[BlockId, asyncio.Future[Mapping[BlockId, bytes]]] = {}
         self._shunned: dict[NodeId, float] = {}
         self._givers: OrderedDict[BundleId, dict[NodeId, None]] = OrderedDict()
 
@@ -213,11 +213,11 @@ class Source:
                     await in_thread(self._pool, self._cache.write, fetched)
                 offline.update(dict.fromkeys(away))
             if shared:
-                await asyncio.wait(shared.values())
+                await asyncio.wait(set(shared.values()))
             for block_id, future in shared.items():
                 if future.cancelled():
                     continue  # the other caller went away: fetch it ourselves
-                block = future.result()
+                block = future.result().get(block_id)
                 if block is None:
                     nowhere.add(block_id)
                 else:
@@ -260,20 +260,17 @@ class Source:
         self, wanted: Mapping[BlockId, Wanted], known: Mapping[BundleId, Sequence[NodeId]]
     ) -> tuple[dict[BlockId, bytes], list[str]]:
         """`_fetch`, with its results given to everybody who waits for the same blocks."""
-        loop = asyncio.get_running_loop()
-        for block_id in wanted:
-            self._coming[block_id] = loop.create_future()
-        found: dict[BlockId, bytes] | None = None
+        coming: asyncio.Future[Mapping[BlockId, bytes]]
+        coming = asyncio.get_running_loop().create_future()
+        self._coming.update(dict.fromkeys(wanted, coming))
         try:
             found, offline = await self._fetch(wanted, known)
+            coming.set_result(found)
             return found, offline
         finally:
             for block_id in wanted:
-                future = self._coming.pop(block_id)
-                if found is None:
-                    future.cancel()
-                else:
-                    future.set_result(found.get(block_id))
+                del self._coming[block_id]
+            coming.cancel()  # nothing happens to one that has its result
 
     async def _fetch(
         self, wanted: Mapping[BlockId, Wanted], known: Mapping[BundleId, Sequence[NodeId]]

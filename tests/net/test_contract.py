@@ -585,3 +585,32 @@ async def test_garbage_ends_the_link(nodes: Any, until: Until) -> None:
 async def test_node_id_is_the_hash_of_the_key(nodes: Any) -> None:
     link, server = await nodes.linked()
     assert link.node_id == node_id_of(server.public_key)
+
+
+async def test_answers_at_hand_are_taken_together(nodes: Any) -> None:
+    async def serve(request: Request) -> None:
+        for number in range(6):
+            await request.reply(BLOCK, bytes([number]) * 100, final=False)
+        await request.reply(GetDone())
+
+    link, _ = await nodes.linked(serve)
+    async with link.exchange(Get(b"x")) as got:
+        first = await got.receive()
+        taken: list[bytes] = []
+        while not got.is_done:
+            some = await got.receive_some(250)
+            assert 1 <= len(some) <= 3
+            taken += [payload for _, payload in some]
+    assert [first[1], *taken] == [bytes([n]) * 100 for n in range(6)] + [b""]
+
+
+async def test_a_failure_among_answers_at_hand_is_raised(nodes: Any) -> None:
+    async def serve(request: Request) -> None:
+        await request.reply(BLOCK, b"block", final=False)
+        raise NoRoom("The disk is full.")
+
+    link, _ = await nodes.linked(serve)
+    with pytest.raises(NoRoom):
+        async with link.exchange(Get(b"x")) as got:
+            while not got.is_done:
+                await got.receive_some(1 << 20)

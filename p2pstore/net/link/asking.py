@@ -72,6 +72,31 @@ class Exchange:
 
     async def receive(self, timeout_s: float = REQUEST_TIMEOUT_S) -> tuple[Message, bytes]:
         """The next answer. FAIL is raised as its error, silence as Unavailable."""
+        await self._wait(timeout_s)
+        message, payload = self._inbox.take()
+        if type(message) is Fail:
+            raise error_of(message)
+        return message, payload
+
+    async def receive_some(
+        self, most: int, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> list[tuple[Message, bytes]]:
+        """The answers at hand, at least one, and no more once their payloads have `most` bytes.
+
+        Like `receive`, at a lower price where thousands of small ones come.
+        """
+        await self._wait(timeout_s)
+        some: list[tuple[Message, bytes]] = []
+        while self._inbox and most > 0:
+            message, payload = self._inbox.take()
+            if type(message) is Fail:
+                raise error_of(message)
+            some.append((message, payload))
+            most -= len(payload)
+        return some
+
+    async def _wait(self, timeout_s: float) -> None:
+        """Until an answer is at hand."""
         try:
             if self._first is not None:
                 await self._open_within(timeout_s)
@@ -83,10 +108,6 @@ class Exchange:
                 await self._inbox.wait(timeout_s)
         except TimeoutError as exc:
             raise Unavailable(f"{self.link} did not answer in time.") from exc
-        message, payload = self._inbox.take()
-        if type(message) is Fail:
-            raise error_of(message)
-        return message, payload
 
     async def _open_within(self, timeout_s: float) -> None:
         if self.link.asking.may_open:
@@ -124,7 +145,7 @@ class Asking:
     def may_open(self) -> bool:
         """There is a place and room, so that a request leaves at once."""
         link = self._link
-        return link.session.may_open and not link.outflow.is_full and not link.is_closed
+        return link.session.may_open and not link.must_wait
 
     async def wait_place(self) -> None:
         """Until another request may be opened, as far as the peer's limit is concerned."""

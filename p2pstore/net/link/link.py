@@ -129,22 +129,16 @@ class Link(asyncio.BufferedProtocol):
         self, message: Message, payload: bytes = b"", timeout_s: float = REQUEST_TIMEOUT_S
     ) -> tuple[Message, bytes]:
         """One answer. FAIL is raised as its error, silence as Unavailable."""
-        exchange = Exchange(self, message, payload)
-        try:
+        async with Exchange(self, message, payload) as exchange:
             return await exchange.receive(timeout_s)
-        finally:
-            exchange.close()
 
     async def stream(
         self, message: Message, payload: bytes = b"", timeout_s: float = REQUEST_TIMEOUT_S
     ) -> AsyncIterator[tuple[Message, bytes]]:
         """All answers up to the final one; `timeout_s` for each."""
-        exchange = Exchange(self, message, payload)
-        try:
+        async with Exchange(self, message, payload) as exchange:
             while not exchange.is_done:
                 yield await exchange.receive(timeout_s)
-        finally:
-            exchange.close()
 
     def exchange(self, message: Message, payload: bytes = b"") -> Exchange:
         """A conversation: it begins with the first `receive`, `send` or `open`."""
@@ -173,6 +167,11 @@ class Link(asyncio.BufferedProtocol):
     def write(self, frames: list[bytes]) -> None:
         """Queue frames; those of one turn of the loop leave together."""
         self.outflow.write(frames)
+
+    @property
+    def must_wait(self) -> bool:
+        """`wait_room` would wait, or raise; looking is cheaper where thousands are sent."""
+        return self.outflow.is_full or self.is_closed
 
     async def wait_room(self) -> None:
         """Until the link takes more; PeerUnreachable when it is gone."""

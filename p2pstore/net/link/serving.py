@@ -33,7 +33,8 @@ class Request:
 
     async def reply(self, message: Message, payload: bytes = b"", final: bool = True) -> None:
         """Send an answer, as soon as the link has room; PeerUnreachable when it is gone."""
-        await self.link.wait_room()
+        if self.link.must_wait:
+            await self.link.wait_room()
         self.is_answered = self.is_answered or final
         self.link.write(self.link.session.send_reply(self._number, message, payload, final=final))
 
