@@ -421,6 +421,18 @@ def test_mounts_differ(directory: int) -> None:
 # --- the process ---------------------------------------------------------------------------
 
 
+def test_writing_is_started_and_nothing_is_said_where_it_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    with open(path, "r+b") as file:
+        syscalls.start_writing(file.fileno(), 0, 1 << 20)
+    read, write = os.pipe()
+    syscalls.start_writing(write, 0, 100)
+    os.close(read)
+    os.close(write)
+    assert path.read_bytes() == bytes(1 << 20)
+
+
 FAULTS = """
 import resource, sys
 from p2pstore.syscalls import keep_freed_memory

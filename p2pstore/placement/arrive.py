@@ -31,7 +31,7 @@ from p2pstore.placement.root import (
     free_name,
     read_placeholder,
 )
-from p2pstore.syscalls import rename_exchange, rename_noreplace, reserve
+from p2pstore.syscalls import rename_exchange, rename_noreplace, reserve, start_writing
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,8 @@ class Arrival:
                     done -= len(run.pop(0))
                 if done:
                     run[0] = run[0][done:]
+            if at - offset > AT_ONCE:
+                start_writing(self._fd, offset, at - offset)
 
     def settle(self, *, sync: bool = True) -> None:
         """Content is whole: metadata, times last, fsync."""

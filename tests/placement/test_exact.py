@@ -330,3 +330,18 @@ def test_pieces_land_at_their_places_however_little_is_written_at_once(
     arrival.close()
     assert isinstance(landed, Landed)
     assert made.at("file").read_bytes() == expected
+
+
+def test_a_large_files_writing_begins_before_its_sync(
+    made: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+    arrival_module = sys.modules[Arrival.__module__]
+    monkeypatch.setattr(
+        arrival_module, "start_writing", lambda _, offset, length: begun.append((offset, length))
+    )
+    content = os.urandom(9 << 20)
+    made.write("file", content)
+    there_and_back(made, b"file")
+    assert sum(length for _, length in begun) >= 8 << 20  # a last short piece is not worth a call
+    assert made.at("file").read_bytes() == content
