@@ -59,7 +59,7 @@ def _progress(
     left, left_size = min(_bundles(kept), total), min(_bytes(kept), size)
     # Where they go is the owners' to choose; of one owner's bundles it is any other device.
     linked = {link.node_id for link in node.network.devices()}
-    takers = [other for other in linked if len(kept) > 1 or other not in kept]
+    takers = [other for other in linked if len(kept) > 1 or other not in kept] if kept else []
     names = ", ".join(sorted(_name(node, taker) for taker in takers))
     return {
         "stage": "move",
