@@ -36,9 +36,7 @@ from p2pstore.policy.standing import (
 _ROLES = {"device": 0, "admin": 0, "friend": 1}  # nobody else takes bundles
 _V4_HOUSE, _V6_HOUSE = 24, 48
 MIN_RELIABILITY = 0.8  # below it a holder gets nothing new
-_BENEFIT = (
-    9  # audits that everybody is taken to have passed: one failure in the first is no pattern
-)
+_BENEFIT = 9  # audits that everybody is taken to have passed: one early failure is no pattern
 _ONE_HOUSE = "all copies in one house"
 _NONE: Mapping[bytes, int] = MappingProxyType({})
 
@@ -70,8 +68,8 @@ def choose_holders(
     """At most `count`, the best first; each after the first is chosen beside those before it.
 
     `holding`: who holds this bundle, was seen less than 14 days ago and has not lost it, or is
-    about to hold it. `siblings`: node -> bundles of the same
-    file or batch that it holds. The answer does not depend on the order of the candidates.
+    about to hold it. `siblings`: node -> bundles of the same file or batch that it holds. The
+    answer does not depend on the order of the candidates.
     """
     taken = list(holding)
     nodes = {holder.node for holder in taken}

@@ -65,7 +65,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--million", type=float, default=10.0, help="bundle-years of each row, in millions"
     )
     parser.add_argument(
-        "--trouble", type=float, default=0.05, help="share of that for each kind of trouble"
+        "--trouble", type=float, default=0.03, help="share of that for each kind of trouble"
     )
     parser.add_argument("--only", choices=("copies", "trouble"))
     parser.add_argument("--workers", type=int, default=2)

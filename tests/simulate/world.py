@@ -60,6 +60,7 @@ class World(Nature):
         self._watching_since = BEGIN - YEAR
         self._budgets: dict[int, Budget] = {}
         self._target = scenario.min_copies
+        self._verdicts: dict[int, tuple[Action, int]] = {}  # the last of each group
         self._retarget()
         for number in range(scenario.groups):
             group = Group(number, b"", BEGIN)
@@ -80,6 +81,7 @@ class World(Nature):
         other._events = list(self._events)
         other._work = list(self._work)
         other._budgets = dict(self._budgets)
+        other._verdicts = dict(self._verdicts)
         other._counts = list(self._counts)
         other._era = self._era + 1
         other._draw_nature()
@@ -92,7 +94,7 @@ class World(Nature):
                 for group in self.groups:
                     if not group.copies:  # everybody was dead when it was lost
                         self._write(group)
-                self._consider(range(len(self.groups)))
+                self._consider(n for n in range(len(self.groups)) if self._may_want(n, about[0]))
             case Kind.OWNER_BACK:
                 self._watching_since = self.now
                 for number in range(len(self.groups)):
@@ -124,6 +126,7 @@ class World(Nature):
         group.seed = self.dice.randbytes(8)
         group.since = self.now
         group.back_off, group.surplus_since = BackOff(), None
+        self._verdicts.pop(group.number, None)
         present = [peer for peer in self.peers.values() if peer.gone_at is None]
         for candidate in self._choose(group, present, self._target):
             self._give(group, self._peer(candidate.holder))
@@ -213,7 +216,13 @@ class World(Nature):
                 case Action.NOTHING if group.is_local:
                     self._evict(group)
             self._mind_surplus(group, verdict)
+            self._verdicts[number] = (verdict.action, self._target)
         self._begin_work()
+
+    def _may_want(self, number: int, peer: int) -> bool:
+        """Whether a peer that came may change what is to be done for a group."""
+        last = self._verdicts.get(number)
+        return last != (Action.NOTHING, self._target) or peer in self.groups[number].copies
 
     def _mind_surplus(self, group: Group, verdict: Verdict) -> None:
         if not verdict.has_surplus or verdict.action is Action.RELEASE:
@@ -311,11 +320,12 @@ class World(Nature):
 
     def _evict(self, group: Group) -> None:
         """Everybody reachable is asked for a whole proof first; it stays if too few can."""
-        self._prove(group)
-        if judge(self._condition(group), self.now).action is Action.NOTHING:
+        if self._prove(group):
             self._set_local(group, False)
 
-    def _prove(self, group: Group) -> None:
+    def _prove(self, group: Group) -> bool:
+        """Whether all who should have it have it."""
+        are_good = True
         for number, kept in list(group.copies.items()):
             peer = self.peers[number]
             copy = self._copy(number, kept)
@@ -323,15 +333,19 @@ class World(Nature):
                 continue
             if kept.is_there:
                 kept.copy = kept.copy._replace(proved_at=self.now)
-            elif peer.relays:
-                self._lied(peer)
             else:
-                self._failed(peer, group)
+                are_good = False
+                if peer.relays:
+                    self._lied(peer)
+                else:
+                    self._failed(peer, group)
+        return are_good
 
     # -- audits -----------------------------------------------------------------------------------
 
     def _audit_all(self) -> None:
-        for peer in list(self.peers.values()):
+        """Friends only: own devices do not lie here, so that audits would find nothing."""
+        for peer in [p for p in self.peers.values() if p.holder.role == "friend"]:
             if peer.is_on(self.now) and peer.groups:
                 self._audit(peer)
             vetted = is_vetted(peer.holder.role, peer.record, self.now)
