@@ -1,4 +1,8 @@
-"""Links to peers over TLS (or in memory), and who they are; the door of the package."""
+"""Links to peers over TLS (or in memory), and who they are; the door of the package.
+
+`Connections` keeps the links, over one of the transports; `tunnel` carries those of nodes that
+cannot reach each other over a third; `portmap` asks the router to let others in.
+"""
 
 from p2pstore.net.connections import Connections, pause_after
 from p2pstore.net.discovery import Discovery, local_addresses

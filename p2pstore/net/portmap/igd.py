@@ -102,7 +102,10 @@ def read_description(raw: bytes, location: str, router: str) -> Service:
         kind = fields.get("serviceType", "")
         if not _MAPS_PORTS.fullmatch(kind):
             continue
-        url = urljoin(base, fields.get("controlURL", ""))
+        try:
+            url = urljoin(base, fields.get("controlURL", ""))
+        except ValueError:
+            continue
         if is_on(url, router):
             return Service(kind, url)
     raise NotSpoken("The router describes nothing that maps ports.")

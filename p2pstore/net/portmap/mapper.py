@@ -67,6 +67,7 @@ class PortMapper:
         self._dice = dice
         self._wake = asyncio.Event()
         self._held: _Held | None = None
+        self._faults = 0
         self.mapping: PortMapping | None = None
         self.trouble = "the router has not been asked yet"  # why there is no mapping
 
@@ -78,7 +79,7 @@ class PortMapper:
         """For ever; owned by whoever calls it, who calls `close` afterwards."""
         while True:
             self._wake.clear()
-            rest_s = await self._turn()
+            rest_s = await self._careful_turn()
             pause = asyncio.ensure_future(self._pause(rest_s))
             wake = asyncio.ensure_future(self._wake.wait())
             try:
@@ -100,6 +101,17 @@ class PortMapper:
                     await held.router.take_back(wish)
         except (P2PStoreError, OSError) as exc:  # TimeoutError is an OSError
             log.debug("The mapping at the router was not taken back: %s", exc)
+
+    async def _careful_turn(self) -> float:
+        """What a router sends must not end the node: a fault is logged once, and asked later."""
+        try:
+            return await self._turn()
+        except Exception:
+            level = logging.DEBUG if self._faults else logging.ERROR
+            self._faults += 1
+            log.log(level, "Asking the router failed unexpectedly.", exc_info=True)
+            self._set(None, "asking it failed")
+            return RETRY_S
 
     async def _turn(self) -> float:
         """Ask once; the seconds until it is to be asked again."""

@@ -212,10 +212,13 @@ async def test_a_description_elsewhere_is_not_fetched(router: Make, location: st
         "<root/>",
         '<!DOCTYPE a [<!ENTITY b "c">]><root>&b;</root>',
         DESCRIPTION.replace("/control", "http://10.0.0.1/control"),
+        DESCRIPTION.replace("/control", "http://[").replace(
+            "<device>", "<URLBase>http://[</URLBase><device>", 1
+        ),
         DESCRIPTION.replace("WANIPConnection:1", "WANIPConnection:1\r\nX: y"),
         DESCRIPTION + " " * MAX_DESCRIPTION,
     ],
-    ids=["empty", "text", "nothing", "entities", "elsewhere", "header", "long"],
+    ids=["empty", "text", "nothing", "entities", "elsewhere", "no URL", "header", "long"],
 )
 async def test_a_description_that_is_none_is_refused(router: Make, description: str) -> None:
     fake = await router("UPnP", description=description)
@@ -229,4 +232,26 @@ async def test_a_half_granted_mapping_is_taken_back(router: Make) -> None:
     assert await setting.turn() is None
     assert fake.asked.count("AddPortMapping") == 2
     assert fake.mapped == {}
+    await setting.close()
+
+
+async def test_a_fault_of_ours_ends_neither_the_node_nor_the_asking(
+    router: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = await router("PCP")
+    faults = [RuntimeError("a bug"), RuntimeError("a bug")]
+
+    def gateway() -> Gateway:
+        if faults:
+            raise faults.pop()
+        return fake.gateway
+
+    setting = Setting(fake)
+    setting.mapper._gateway = gateway
+    for _ in range(3):
+        await setting.turn()
+        setting.mapper.retry()
+    await setting.turn()
+    assert setting.mapper.mapping is not None
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1
     await setting.close()
