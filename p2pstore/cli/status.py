@@ -22,10 +22,15 @@ PEERS, ROOM, MARK = "Peers  ", "Room   ", " !  "
 @click.command(epilog=example("p2pstore status", "p2pstore status ~/Vault/film.mkv.f"))
 @click.argument("paths", metavar="[PATH...]", type=PATH, nargs=-1)
 @click.option("--check", is_flag=True, help="Exit 1 when something needs you.")
+@click.option("--report", is_flag=True, help="Who holds what, proved when; --json: signed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @pass_shell
-def status(shell: Shell, paths: tuple[str, ...], check: bool, as_json: bool) -> int:
+def status(shell: Shell, paths: tuple[str, ...], check: bool, report: bool, as_json: bool) -> int:
     """Is it safe, how many copies, what is missing? With PATHs: of these files."""
+    if report:
+        from p2pstore.cli.report import show_report
+
+        return show_report(shell, paths, as_json=as_json)
     said = shell.node().call("status", paths=list(paths), check=check)
     now = time.time()
     if as_json:

@@ -19,9 +19,14 @@ _MARKS = {"ok": "ok", "hint": "--", "problem": "!!"}
 @click.command(epilog=example("p2pstore check --read-data", "p2pstore check --repair"))
 @click.option("--read-data", is_flag=True, help="Read and verify every stored byte; takes long.")
 @click.option("--repair", is_flag=True, help="Bring back from holders what is damaged or missing.")
+@click.option("--report", metavar="FILE", type=PATH, help="Check a signed report instead.")
 @pass_shell
-def check(shell: Shell, read_data: bool, repair: bool) -> int:
+def check(shell: Shell, read_data: bool, repair: bool, report: str | None) -> int:
     """Verify the store. Exit 4 when something is wrong, and was not mended."""
+    if report is not None:
+        from p2pstore.cli.report import check_report
+
+        return check_report(shell, report)
     with shell.any_node() as node, shell.waiting("Checking has stopped; run it again to go on."
                                                  ) as meter:  # fmt: skip
         done = node.call("check", meter, read_data=read_data, repair=repair)

@@ -53,6 +53,9 @@ METHODS (arguments -> result)
     hydrate dehydrate free_up pin unpin evict {paths}     as above; evict with []: everything
     evict_why {paths}                      {"evictable_bytes", "bundles": [{"bundle", "bytes",
                                            "missing": [reason], "files": [path] at most 10}]}
+    report {paths}                         a signed document: see maintenance/report.py
+    check_report {text}                    {"report", "signer": name, "ours": of this group,
+                                           "revoked"}; none: error 3, changed: 4
     open {path}                            {"path": the original, "hydrated": bool}; no manifest: 3
     inspect {path}                         {"name", "size", "mode", "mtime", "file_id", "hash",
                                            "blocks", "bundles": [hex], "stored_bytes", "device":
@@ -143,6 +146,8 @@ METHODS = frozenset(
         "unpin",
         "evict",
         "evict_why",
+        "report",
+        "check_report",
         "open",
         "inspect",
         "restore",

@@ -20,6 +20,7 @@ from p2pstore.maintenance.relief import Relief
 from p2pstore.maintenance.renew import Renewer
 from p2pstore.maintenance.repair import Repairer
 from p2pstore.maintenance.replicate import Replicator
+from p2pstore.maintenance.report import Reporter, verify_report
 from p2pstore.maintenance.room import RoomMaker
 from p2pstore.maintenance.scrub import Scrubber
 from p2pstore.maintenance.service import Maintenance, Swarm
@@ -53,6 +54,7 @@ __all__ = [
     "Repairer",
     "Replicator",
     "Report",
+    "Reporter",
     "RoomMaker",
     "Scrubber",
     "Swarm",
@@ -64,4 +66,5 @@ __all__ = [
     "ensure_catalog",
     "rebuild_state",
     "recover",
+    "verify_report",
 ]

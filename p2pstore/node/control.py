@@ -26,6 +26,7 @@ from p2pstore.node.checking import check
 from p2pstore.node.checks import doctor
 from p2pstore.node.leaving import Leaving
 from p2pstore.node.metrics import metrics
+from p2pstore.node.reporting import checked, report
 from p2pstore.node.status import folder_lines, peer_lines, status
 from p2pstore.policy import Treatment
 
@@ -93,6 +94,12 @@ class NodeControl:
 
     async def do_status(self, args: Args, _: Progress) -> Any:
         return await asyncio.to_thread(status, self._node, tuple(args.get("paths") or ()))
+
+    async def do_report(self, args: Args, _: Progress) -> Any:
+        return await asyncio.to_thread(report, self._node, tuple(args.get("paths") or ()))
+
+    async def do_check_report(self, args: Args, _: Progress) -> Any:
+        return await asyncio.to_thread(checked, self._node, str(args["text"]).encode())
 
     async def do_folders(self, _: Args, __: Progress) -> Any:
         node = self._node

@@ -66,6 +66,22 @@ def test_groups_stay_apart(friends: Friends) -> None:
     assert friends.bert.ok("words", "show").out.strip() != friends.words
 
 
+def test_the_durability_report_is_signed_and_can_be_checked(
+    friends: Friends, tmp_path: Path
+) -> None:
+    shown = friends.laptop.ok("status", "--report", friends.folder)
+    assert "anna" in shown.out
+    assert "film.bin" in shown.out
+    signed = friends.laptop.ok("status", "--report", "--json").out
+    path = tmp_path / "report.json"
+    path.write_text(signed)
+    checked = friends.laptop.ok("check", "--report", path)
+    assert "a device of this group" in checked.out
+    assert "a device of another group" in friends.anna.ok("check", "--report", path).out
+    path.write_text(signed.replace('"bundles": ', '"bundles": 1'))
+    assert friends.laptop.type("check", "--report", path).code == 4
+
+
 def test_a_friend_reads_nothing(friends: Friends, tmp_path: Path) -> None:
     until(lambda: (friends.folder / "secret.txt.f").exists(), "replaced")
     copied = tmp_path / "secret.txt.f"

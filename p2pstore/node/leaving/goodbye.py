@@ -30,8 +30,8 @@ class _Asked(NamedTuple):
 async def release_all(node: Node, progress: Progress) -> None:
     """Ask every holder to let our bundles go; it keeps them for 7 days in its trash.
 
-    Those that may hold are asked in any case: a catalog that was just rebuilt does not know yet what
-    they keep, and they could never leave in their turn.
+    Those that may hold are asked in any case: a catalog that was just rebuilt does not know yet
+    what they keep, and they could never leave in their turn.
     """
     holders = set(await in_thread(node.pool, node.catalog.view, _holders))
     others = node.network.holder_ids()
@@ -45,7 +45,7 @@ async def release_all(node: Node, progress: Progress) -> None:
 
 
 def _holders(db: sqlite3.Connection) -> list[NodeId]:
-    query = "SELECT DISTINCT holder FROM copies WHERE state IN ('proved', 'suspect')"
+    query = "SELECT DISTINCT holder FROM copies WHERE state IN ('proved', 'suspect', 'moving')"
     return [NodeId(holder) for (holder,) in db.execute(query)]
 
 
@@ -94,8 +94,8 @@ async def _let_go(node: Node, holder: NodeId, bundle: BundleId) -> bool:
 def _page(holder: NodeId, after: int, db: sqlite3.Connection) -> list[_Asked]:
     query = (
         "SELECT c.bundle, b.bundle_id FROM copies c JOIN bundles b ON b.id=c.bundle"
-        " WHERE c.holder=? AND c.bundle>? AND c.state IN ('proved', 'suspect') AND b.own=1"
-        " ORDER BY c.bundle LIMIT ?"
+        " WHERE c.holder=? AND c.bundle>? AND b.own=1"
+        " AND c.state IN ('proved', 'suspect', 'moving') ORDER BY c.bundle LIMIT ?"
     )
     found = db.execute(query, (holder, after, RELEASE_PAGE))
     return [_Asked(bundle, BundleId(bundle_id)) for bundle, bundle_id in found]
