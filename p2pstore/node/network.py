@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -36,9 +35,10 @@ from p2pstore.net import (
     Request,
     TlsTransport,
 )
+from p2pstore.node.known import Known, SweepNotes
 from p2pstore.node.presence import Presence
 from p2pstore.policy import Candidate, Holder, admit_put, house, offer_to_friend
-from p2pstore.store import BundleStore, Catalog, HeldStore, blocks, copies
+from p2pstore.store import BundleStore, Catalog, HeldStore, copies
 from p2pstore.swarm import (
     Announcer,
     BlockCache,
@@ -118,8 +118,9 @@ class Network:
             related=self._is_related,
         )
         self.promises = OwnPromises(home.path / "promises", clock, boot_id=boot_id)
+        self.known = Known(catalog)
         self.shelf = Shelf(
-            store, held, self.promises, by_tag=self._own_by_tag, alias_of=self._alias
+            store, held, self.promises, by_tag=self.known.by_tag, alias_of=self.known.alias
         )
         self.gate = Gate(
             group.state.group_public, self.exchange.revoked, self.exchange.kept.related
@@ -142,10 +143,9 @@ class Network:
             self._tags,
             pool=pool,
             clock=clock,
-            notes=_Notes(home.path / "announced"),
+            notes=SweepNotes(home.path / "announced"),
             mark=self._where,
         )
-        self._newest_told = 0  # row of the last own bundle that was announced
         self.presence = Presence(
             self.connections,
             clock=clock,
@@ -194,7 +194,7 @@ class Network:
             pool=pool,
             clock=clock,
             chain=group.chain,
-            holders=self._holders,
+            holders=self.known.holders,
             name_of=group.name_of,
             providers=self._providers,
             cache=BlockCache(home.path / "cache"),
@@ -284,7 +284,7 @@ class Network:
                 local = self.presence.local()
                 self.presence.moved()
                 self.connections.retry()
-            self.announcer.announce_soon(*await in_thread(self._pool, self._new_tags))
+            self.announcer.announce_soon(*await in_thread(self._pool, self.known.new_tags))
             if self._clock.monotonic() - saved >= SAVE_S:
                 saved = self._clock.monotonic()
                 await self._save_dht()
@@ -443,57 +443,9 @@ class Network:
         """What the announcements rest on: who asks the providers' addresses is sent there."""
         return repr((self._config.network, self.addresses())).encode()
 
-    def _new_tags(self) -> list[Tag]:
-        """Of own bundles that were sealed since they were last listed."""
-        tags, self._newest_told = self._own_tags(self._newest_told)
-        return tags
-
-    def _own_tags(self, after: int) -> tuple[list[Tag], int]:
-        """Of sealed bundles behind that row, and the last row."""
-
-        def look(db: sqlite3.Connection) -> tuple[list[Tag], int]:
-            tags: list[Tag] = []
-            last = after
-            sealed = (blocks.BundleState.SEALED,)
-            while page := blocks.list_bundles(db, states=sealed, after=last):
-                tags.extend(row.tag for row in page)
-                last = page[-1].id
-            return tags, last
-
-        return self._catalog.view(look)
-
     def _tags(self) -> list[Tag]:
         """Of everything that is here, and those under which holders of a group are found."""
-        own, last = self._own_tags(0)
-        self._newest_told = max(self._newest_told, last)
-        return [
-            *own,
-            *self._held.tags(),
-            *self.exchange.recovery_tags(),
-        ]
-
-    def _own_by_tag(self, tag: Tag) -> BundleId | None:
-        row = self._catalog.view(lambda db: blocks.by_tag(db, tag))
-        return None if row is None else row.bundle_id
-
-    def _alias(self, bundle_id: BundleId) -> BundleId | None:
-        row = self._catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
-        return None if row is None or row.bundle_id == bundle_id else row.bundle_id
-
-    def _holders(self, bundles: Sequence[BundleId]) -> Mapping[BundleId, Sequence[NodeId]]:
-        """Who holds these, as far as the catalog knows."""
-
-        def look(db: sqlite3.Connection) -> dict[BundleId, Sequence[NodeId]]:
-            rows = blocks.get_bundles(db, list(bundles))
-            known = copies.of_bundles(db, [row.id for row in rows.values()])
-            return {
-                bundle_id: [
-                    copy.holder for copy in known.get(row.id, ()) if copy.state in copies.HAVING
-                ]
-                for bundle_id, row in rows.items()
-            }
-
-        return self._catalog.view(look)
+        return [*self.known.tags(), *self._held.tags(), *self.exchange.recovery_tags()]
 
     # -- what maintenance asks --------------------------------------------------------------------
 
@@ -543,19 +495,6 @@ class Network:
             return self._group.group_id
         peer = self.book.get(node_id)
         return node_id if peer is None or peer.group is None else group_id_of(peer.group)
-
-
-class _Notes:
-    """How far the announcements have come, in HOME/announced; losing it costs a sweep."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def load(self) -> bytes | None:
-        return _read_or_none(self._path)
-
-    def save(self, raw: bytes) -> None:
-        replace_file(self._path, raw)
 
 
 def _is_loopback(host: str) -> bool:

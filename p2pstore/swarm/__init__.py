@@ -1,8 +1,9 @@
 """The swarm: serving bundles to peers, fetching blocks, giving bundles away, being found.
 
 `Server` answers, `Source` fetches, `Pusher` gives and audits, `Forwarder` passes requests on,
-`Announcer` tells the DHT, `Relay` pairs peers that cannot reach each other, `Reachability` finds out
-whether others reach this node. They share a `Shelf` (what is on this disk) and a `Gate` (who may what).
+`Announcer` tells the DHT, `Relay` pairs peers that cannot reach each other, `Reachability` finds
+out whether others reach this node. They share a `Shelf` (what is on this disk) and a `Gate` (who
+may what).
 """
 
 from p2pstore.swarm.access import Gate

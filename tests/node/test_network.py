@@ -44,9 +44,9 @@ async def test_a_stranger_cannot_make_us_knock_at_machines_of_our_home(
 async def test_new_bundles_of_ours_are_announced_once(place: Place) -> None:
     async with place.running() as node:
         network: Network = node.network
-        assert network._new_tags() == []
+        assert network.known.new_tags() == []
         await place.filled(node)
-        fresh = network._new_tags()
+        fresh = network.known.new_tags()
         assert len(fresh) >= 2
-        assert network._new_tags() == []
+        assert network.known.new_tags() == []
         assert set(fresh) <= set(network._tags())
