@@ -58,7 +58,7 @@ def _progress(
     total, size = _bundles(first), _bytes(first)
     left, left_size = min(_bundles(kept), total), min(_bytes(kept), size)
     # Where they go is the owners' to choose; of one owner's bundles it is any other device.
-    linked = {link.node_id for link in node.network.devices()}
+    linked = {link.node_id for link in node.network.holders()}
     takers = [other for other in linked if len(kept) > 1 or other not in kept] if kept else []
     names = ", ".join(sorted(_name(node, taker) for taker in takers))
     return {
@@ -84,4 +84,7 @@ def _reason(
 
 
 def _name(node: Node, other: NodeId) -> str:
-    return node.group.name_of(other) or f"a device unknown here ({short(other)})"
+    """As our group calls it, else as it calls itself: a friend's devices are not in our group."""
+    link = node.network.connections.get(other)
+    said = link.hello.name if link is not None else ""
+    return node.group.name_of(other) or said or f"a device unknown here ({short(other)})"
