@@ -327,5 +327,6 @@ def _file_row(one: Json) -> list[str]:
             said += ", freed here"
     if one.get("reason"):
         said += f": {show.name(one['reason'])}"
-    size = "" if one.get("size") is None else show.size(one["size"])
+    is_known = one.get("size") is not None and one.get("state") != "unknown"
+    size = show.size(one["size"]) if is_known else ""
     return [show.path(one.get("path", "")), size, said]

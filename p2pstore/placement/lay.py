@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from p2pstore.placement.claim import Identity
-from p2pstore.placement.nameless import unnamed
+from p2pstore.placement.nameless import Nameless
 from p2pstore.placement.replace import SUFFIX, write_all
 from p2pstore.placement.root import Directories, Root
-from p2pstore.syscalls import link_fd
 
-MODE = 0o600
 TOO_LONG = "name too long for .f"
 
 
@@ -35,7 +33,7 @@ def lay_placeholders(
     Returns those that were made, and why others were not: something has the name, the name is too
     long. ENOSPC and the like end it; what was made before stays, and a repetition goes on.
     """
-    made: list[tuple[bytes, int]] = []
+    made: list[tuple[bytes, Nameless]] = []
     failed: list[tuple[bytes, str]] = []
     laid: list[Laid] = []
     with Directories(root) as directories:
@@ -45,22 +43,22 @@ def lay_placeholders(
                 if len(name) + len(SUFFIX) > 255:
                     failed.append((path, TOO_LONG))
                     continue
-                fd = unnamed(directory, MODE)
-                made.append((path, fd))
-                write_all(fd, raw)
-                os.utime(fd, ns=(mtime_ns, mtime_ns))
+                file = Nameless(root, directories, directory)
+                made.append((path, file))
+                write_all(file.fd, raw)
+                os.utime(file.fd, ns=(mtime_ns, mtime_ns))
             root.sync()
-            for path, fd in made:
+            for path, file in made:
                 directory, name = directories.parent(path)
                 try:
-                    link_fd(fd, directory, name + SUFFIX)
+                    file.link(directories, directory, name + SUFFIX)
                 except FileExistsError:
                     failed.append((path, "name.f is taken"))
                 else:
-                    laid.append(Laid(path, Identity.of(os.fstat(fd))))
+                    laid.append(Laid(path, Identity.of(os.fstat(file.fd))))
         finally:
-            for _, fd in made:
-                os.close(fd)
+            for _, file in made:
+                file.close()
         root.sync()
     return laid, failed
 
