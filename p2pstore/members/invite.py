@@ -56,6 +56,7 @@ from p2pstore.wire import (
 
 log = logging.getLogger(__name__)
 
+UNWATCHED_S = 10.0  # so long a joiner waits for an owner who asks for it at all
 MAX_OPEN = 16  # a person invites a few nodes at a time
 
 
@@ -95,6 +96,7 @@ class _Open:
     outcome: asyncio.Future[object] = field(default_factory=_future)
     used: bool = False
     withdrawn: bool = False
+    watched: bool = False  # the owner has asked who comes
 
     def why_closed(self, now: float) -> str:
         if self.used:
@@ -164,6 +166,7 @@ class Invitations:
     async def knock(self, invite: str) -> Knock:
         """Wait for the joiner; Unavailable when nobody came in time."""
         entry = self._find(invite)
+        entry.watched = True
         left = entry.invitation.expires - self._clock.monotonic()
         try:
             async with asyncio.timeout(max(0.0, left)):
@@ -321,7 +324,8 @@ class Invitations:
         entry.knock.set_result(Knock(name, fingerprint(joiner)))
         if entry.confirm:
             try:
-                async with asyncio.timeout(LIFETIME_S):
+                await asyncio.wait((entry.decision,), timeout=UNWATCHED_S)
+                async with asyncio.timeout(LIFETIME_S if entry.watched else 0):
                     accepted = await asyncio.shield(entry.decision)
             except TimeoutError as exc:
                 raise NotAllowed("nobody confirmed the words there in time.") from exc

@@ -59,6 +59,16 @@ def test_the_link_and_its_code_fit_the_window(inviter: Node) -> None:
         assert any(line.startswith("p2ps:") for line in last), "the link is still to be seen"
 
 
+def test_a_terminal_without_such_signs_gets_the_link_alone(
+    inviter: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(inviter.env, "PYTHONIOENCODING", "latin-1")
+    with Terminal(inviter, "invite") as here:
+        link_on(here)
+        assert "█" not in here.screen
+        assert "\\u2588" not in here.screen
+
+
 @pytest.mark.parametrize("answer", ["n\n", "\n", CTRL_C], ids=["no", "nothing", "ctrl-c"])
 def test_no_answer_but_yes_lets_in(inviter: Node, new_node: NewNode, answer: str) -> None:
     with Terminal(inviter, "invite") as here:

@@ -312,6 +312,19 @@ async def test_a_joiner_that_goes_away_is_not_let_in(world: World) -> None:
     assert len(laptop.group.state.devices()) == 1
 
 
+async def test_a_joiner_does_not_wait_for_an_owner_who_never_asks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that made the invitation was killed before it waited."""
+    monkeypatch.setattr("p2pstore.members.invite.UNWATCHED_S", 0.05)
+    laptop = await world.founder()
+    invited = laptop.invitations.create(confirm=True)
+    async with asyncio.timeout(10):
+        with pytest.raises(UsageError, match="refused: nobody confirmed"):
+            await world.join("nas", invited.link)
+    assert len(laptop.group.state.devices()) == 1
+
+
 async def test_nobody_knocks(world: World) -> None:
     laptop = await world.founder()
     invited = laptop.invitations.create(confirm=True)
