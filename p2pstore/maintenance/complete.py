@@ -20,6 +20,8 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from p2pstore.clock import Clock
 from p2pstore.content import Keyring
 from p2pstore.home import Home
@@ -94,9 +96,11 @@ async def complete_with_holdings(
     source: BlockSource,
     holdings: Holdings,
     heads: Heads,
+    asked: Callable[[], Sequence[NodeId]] = lambda: (),
     progress: Progress = lambda _: None,
 ) -> Completed:
-    """Ask everybody that `holdings` and `heads` reach; afterwards nothing is pending any more.
+    """Ask everybody that `holdings` and `heads` reach; afterwards nothing is pending any more, and
+    the catalog remembers those that were `asked`, which is called at the end.
 
     An error of theirs ends it with everything recorded so far; call it again. Have all folders
     scanned afterwards when `files` or `doubtful` is not 0.
@@ -115,7 +119,7 @@ async def complete_with_holdings(
     if await in_thread(pool, catalog.view, _missing):
         # Indexes that were read only now name bundles that other devices opened: who has those?
         await _ask_holders(catalog, me, holdings, found)
-    return await in_thread(pool, filing.finish, read, found)
+    return await in_thread(pool, filing.finish, read, found, asked())
 
 
 # -- holdings --------------------------------------------------------------------------------------
@@ -269,14 +273,17 @@ class _Filing:
             incarnation=incarnation,
             folders=tuple(pending),
             heads=left.heads,
+            asked=left.asked,
         )
         return _Read(done, self._catalog.view(_files) - before, incarnation)
 
-    def finish(self, read: _Read, found: _Found) -> Completed:
-        """Holders have said all that they could: the rebuild is over."""
+    def finish(self, read: _Read, found: _Found, asked: Sequence[NodeId]) -> Completed:
+        """These holders have said all that they could; nothing waits for the others."""
+        known = tuple(sorted({*read.state.asked, *asked}))
+        done = msgspec.structs.replace(read.state, asked=known)
 
         def change(db: sqlite3.Connection) -> int:
-            save_state(db, read.state)
+            save_state(db, done)
             for name in blocks.roots_with(db, "rebuild:"):
                 if bytes.fromhex(name.removeprefix("rebuild:")) not in read.state.folders:
                     blocks.drop_root(db, name)

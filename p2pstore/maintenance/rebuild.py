@@ -41,7 +41,7 @@ from p2pstore.content import (
 from p2pstore.durable import sync_directory
 from p2pstore.errors import FormatError, IntegrityError, Unavailable
 from p2pstore.home import Home, WatchedFolder
-from p2pstore.ids import BundleId, FolderId, PublicKey, short
+from p2pstore.ids import BundleId, FolderId, NodeId, PublicKey, short
 from p2pstore.ingest import Author
 from p2pstore.maintenance.filing import Disk, Filer, Judge, Local, bundle_row
 from p2pstore.maintenance.heads import KnownHead, newest_heads
@@ -75,6 +75,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     incarnation: int = 0  # of the heads that this device writes from now on
     folders: tuple[bytes, ...] = ()  # whose indexes were not read whole
     heads: tuple[bytes, ...] = ()  # of this device: what the rebuild began with, signed
+    asked: tuple[NodeId, ...] = ()  # who has told since what it keeps for us
 
 
 class Rebuilt(NamedTuple):

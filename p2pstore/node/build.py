@@ -50,6 +50,7 @@ from p2pstore.maintenance import (
 )
 from p2pstore.members import Group
 from p2pstore.node.network import Network
+from p2pstore.node.rebuilding import LATE_S, Completing
 from p2pstore.placement import SUFFIX
 from p2pstore.policy import Candidate
 from p2pstore.restore import Restore, Wanted
@@ -282,7 +283,7 @@ class Node:
         )
 
     def _holders_connected(self) -> list[NodeId]:
-        return [link.node_id for link in self.network.devices()]
+        return [link.node_id for link in self.network.holders()]
 
     def _name_of(self, node_id: NodeId) -> str:
         return self.group.name_of(node_id) or short(node_id)
@@ -325,7 +326,7 @@ class Node:
             refetcher=self.refetcher,
             around=Around(
                 world=maintenance.world,
-                links=self.network.devices,
+                links=self.network.holders,
                 trouble=lambda: replicator.trouble,
                 is_sending=lambda: any(replicator.sending.values()),
                 copy_soon=maintenance.copy_soon,
@@ -342,6 +343,8 @@ class Node:
 
     def _add_loops(self) -> None:
         loops = self.maintenance.loops
+        if rebuild_state(self.catalog) is not None:
+            loops.add("complete", Completing(self).turn, period_s=LATE_S)
         self.healer.woken_by(loops.add("heal", self.healer.turn, period_s=HEAL_S).wake)
         period_s = self.config.scrub_period_s
         loops.add("scrub", self.scrubber.turn, period_s=period_s, lasts=True)

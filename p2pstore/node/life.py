@@ -39,7 +39,6 @@ from p2pstore.members import (
 from p2pstore.node import recovering
 from p2pstore.node.build import Node, Progress
 from p2pstore.node.control import NodeControl
-from p2pstore.node.rebuilding import complete
 from p2pstore.node.recovering import lay_out_until_done
 from p2pstore.node.seeking import PATIENCE_S
 from p2pstore.syscalls import keep_freed_memory, raise_descriptor_limit
@@ -197,7 +196,7 @@ class _Running:
 
     async def _live(self, node: Node) -> None:
         async with node.running(), asyncio.TaskGroup() as group:
-            tasks = [group.create_task(complete(node))] if node.is_rebuilding() else []
+            tasks: list[asyncio.Task[None]] = []
             if is_recovering(self._home):
                 tasks.append(group.create_task(lay_out_until_done(node)))
             try:
@@ -237,8 +236,10 @@ class _Running:
         self._turn.set()
 
     def restart(self) -> None:
-        offer = settings.load(self._home.path, os.environ, {}).offer
-        self._config = msgspec.structs.replace(self._config, offer=offer)
+        saved = settings.load(self._home.path, os.environ, {})
+        self._config = msgspec.structs.replace(
+            self._config, offer=saved.offer, offer_friends=saved.offer_friends
+        )
         asyncio.get_running_loop().call_later(RESTART_S, self._turn.set)
 
     async def rebuild(self, progress: Progress) -> Rebuilt:

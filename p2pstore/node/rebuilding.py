@@ -1,7 +1,8 @@
-"""A rebuilt catalog learns from the group's devices what its own disk could not tell.
+"""A rebuilt catalog learns from those who hold for us what its own disk could not tell.
 
-Runs beside everything else until every other device has been asked once; meanwhile files can be
-read and brought back, and nothing is evicted.
+Runs beside everything else. Until the first holders have been asked files can be read and brought
+back, and nothing is evicted. Those that were away are asked when they come, also after a restart:
+a bundle that only they keep is known again then, and so are heads that only they have.
 """
 
 from __future__ import annotations
@@ -9,64 +10,97 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from p2pstore.errors import P2PStoreError
-from p2pstore.ids import NodeId
-from p2pstore.maintenance import Completed, Holding, complete_with_holdings, rebuild_state
-from p2pstore.node.build import Node
+from p2pstore.ids import NodeId, short
+from p2pstore.maintenance import (
+    Completed,
+    Holding,
+    Loop,
+    complete_with_holdings,
+    rebuild_state,
+)
+from p2pstore.threads import in_thread
+
+if TYPE_CHECKING:
+    from p2pstore.node.build import Node
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 3.0  # devices that come back together are asked together
-RETRY_S = 30.0
+GATHER_S = 3.0  # between two looks while nobody has been asked
+LATE_S = 30.0  # ... and for who was away then
+RETRY_S = 600.0  # what could not be read may be to be had by now
 
-Progress = Callable[[dict[str, Any]], None]
+Say = Callable[[str, int | None], None]
 
 
-async def complete(node: Node) -> None:
-    """Until all other devices of the group have been asked."""
-    asked: set[NodeId] = set()
-    while True:
-        state = rebuild_state(node.catalog)
-        others = set(node.group.others())
-        connected = {link.node_id for link in node.network.devices()}
-        if others and not connected - asked:
-            if asked >= others or (asked and state is not None and not state.pending):
-                return
-            await asyncio.sleep(GATHER_S)
-            continue
-        await asyncio.sleep(GATHER_S if others else 0)
-        connected = {link.node_id for link in node.network.devices()}
-        try:
-            done = await ask(node, connected, lambda _: None)
-        except P2PStoreError as exc:
-            log.warning("The rebuild of the catalog goes on later: %s", exc)
-            await asyncio.sleep(RETRY_S)
-            continue
-        asked |= connected
+class Completing:
+    """One loop: who has not been asked since the rebuild is asked as soon as it is connected."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._again = False  # something could not be read: everybody is asked once more
+
+    async def turn(self, loop: Loop) -> float:
+        """The seconds until the next look."""
+        node = self._node
+        others = node.network.holder_ids()
+        state = await in_thread(node.pool, rebuild_state, node.catalog)
+        if state is None:
+            return LATE_S
+        known = set() if self._again else set(state.asked)
+        connected = {link.node_id for link in node.network.holders()}
+        if not connected - known and (others or not state.pending):
+            return GATHER_S if state.pending else LATE_S
+        if others and state.pending:
+            await asyncio.sleep(GATHER_S)  # devices that come back together are asked together
+            connected = {link.node_id for link in node.network.holders()}
+        loop.say("asks what others keep", len(known & others), len(others))
+        done = await ask(node, connected - known, loop.say)
         node.maintenance.rebuilding = False
         node.completed.set()
         if done.missing:
             log.warning("%d bundles are needed and were found nowhere yet.", done.missing)
-        for folder in node.folders.all():
-            folder.ask_rescan("the catalog was rebuilt", judge_anew=True)
+        if state.pending or done.files or done.doubtful:
+            for folder in node.folders.all():
+                folder.ask_rescan("the catalog was rebuilt", judge_anew=True)
         node.maintenance.changed()
-        if not others:
-            return
+        self._again = done.unread > 0
+        return RETRY_S if self._again else LATE_S
 
 
-async def ask(node: Node, connected: set[NodeId], progress: Progress) -> Completed:
-    """Ask these devices what they keep for us, and record it."""
+async def ask(node: Node, connected: set[NodeId], say: Say) -> Completed:
+    """Ask these holders what they keep for us, and record it.
+
+    Who does not answer to the end is asked again later and keeps nobody waiting; when nobody does,
+    that is raised.
+    """
+    said: dict[NodeId, list[bytes]] = {}
+    trouble: P2PStoreError | None = None
+    for holder in sorted(connected):
+        try:
+            said[holder] = list((await node.pusher.get_heads(holder)).heads)
+        except P2PStoreError as exc:
+            log.info("%s does not say what it keeps: %s", short(holder), exc)
+            trouble = exc
+    if trouble is not None and not said:
+        raise trouble
 
     async def holdings() -> AsyncIterator[tuple[NodeId, Holding]]:
-        for holder in sorted(connected):
-            async for holding in node.pusher.holdings(holder):
-                yield holder, holding
+        for holder in list(said):
+            try:
+                async for holding in node.pusher.holdings(holder):
+                    yield holder, holding
+            except P2PStoreError as exc:
+                log.info("%s did not say all that it keeps: %s", short(holder), exc)
+                del said[holder]
+                if not said:
+                    raise
 
     async def heads() -> AsyncIterator[bytes]:
-        for holder in sorted(connected):
-            for raw in (await node.pusher.get_heads(holder)).heads:
+        for raws in list(said.values()):
+            for raw in raws:
                 yield raw
 
     return await complete_with_holdings(
@@ -81,5 +115,6 @@ async def ask(node: Node, connected: set[NodeId], progress: Progress) -> Complet
         source=node.source,
         holdings=holdings,
         heads=heads,
-        progress=progress,
+        asked=lambda: list(said),
+        progress=lambda done: say("files what it hears", done.get("files")),
     )

@@ -31,7 +31,6 @@ from p2pstore.members import (
 )
 from p2pstore.net import PeerBook
 from p2pstore.node.build import Node
-from p2pstore.node.rebuilding import complete
 from p2pstore.node.seeking import PATIENCE_S, groups_met, seek
 from p2pstore.placement import TEMPORARY, TOO_LONG
 from p2pstore.threads import in_thread
@@ -200,14 +199,11 @@ async def recover(
 
 
 async def _with_node(node: Node, progress: Progress, *, placeholders_only: bool) -> Json:
-    async with node.running(), asyncio.TaskGroup() as group:
-        completing = group.create_task(complete(node)) if node.is_rebuilding() else None
+    async with node.running():
         failed = await lay_out(node, progress)
         if not placeholders_only:
             failed += await bring_back(node, progress)
         await in_thread(node.pool, recovered, node.home)
-        if completing is not None:
-            completing.cancel()
         return {
             "group": node.group.group_id.hex(),
             "name": node.group.name,
