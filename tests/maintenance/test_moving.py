@@ -436,3 +436,29 @@ async def test_an_absent_holder_costs_no_haste(group: Group) -> None:
     assert await owner.turn() is None
     assert owner.mover.waiting == {}
     assert held(b)
+
+
+async def test_a_friend_that_leaves_is_relieved_too(group: Group) -> None:
+    owner, (b, c) = await made(group, 3)
+    a = owner.device
+    friend = group.node("anna", OTHER_GROUP_KEY)
+    a.friends, friend.friends = frozenset((friend.group,)), frozenset((a.group,))
+    owner.others = [b]
+    a.protect("one")
+    await a.copy_to(b)
+    await a.knows(friend)
+    for row in a.ledger.lacking(owner.world(), friend.node_id, 99):
+        await a.pusher.push(row.bundle_id, row.tag, friend.node_id)
+        a.note_copy(row, friend)
+    all_of_it = held(cast(Device, friend))
+    assert all_of_it
+    owner.others = [b, c]
+    await ask(friend, a, "leaving")
+    await owner.copy()
+    await owner.turn()
+    assert held(cast(Device, friend)) == set()
+    assert held(c) >= all_of_it
+    assert {state for (state,) in a.catalog.read("SELECT DISTINCT state FROM copies")} == {
+        "proved",
+        "released",
+    }
