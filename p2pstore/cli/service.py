@@ -77,8 +77,9 @@ class Unit:
 
     @property
     def journal(self) -> str:
-        # Not `--user -u`: that looks into users' journals only, and root's lines are not there.
-        return f"journalctl {'-u' if self.system else '--user-unit'} {self.name}"
+        # `--user` means users' journals, where lines of root's own services are not.
+        users = "--user -u" if self.owner.uid else "--user-unit"
+        return f"journalctl {'-u' if self.system else users} {self.name}"
 
     def systemctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         scope = [] if self.system else ["--user"]
