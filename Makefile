@@ -86,6 +86,14 @@ install:
 uninstall:
 	@set -eu; \
 	app="$${XDG_DATA_HOME:-$$HOME/.local/share}/p2pstore-app"; \
+	if grep -qsF -- "$$app/" /etc/systemd/system/p2pstore@.service; then \
+	    echo "The system's service runs this program; first:  sudo $$app/bin/p2pstore service uninstall --system" >&2; \
+	    exit 1; \
+	fi; \
+	if [ -x "$$app/bin/p2pstore" ]; then \
+	    "$$app/bin/p2pstore" service uninstall; \
+	    "$$app/bin/p2pstore" desktop remove; \
+	fi; \
 	rm -rf -- "$$app"; \
 	rm -f -- "$$HOME/.local/bin/p2pstore"; \
 	echo 'The program is removed; the store and every .f file are untouched.'
