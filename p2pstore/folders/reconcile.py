@@ -45,7 +45,6 @@ class Findings:
     siblings: dict[bytes, set[bytes]] = field(default_factory=dict)  # lock files by directory
     unread: list[Unread] = field(default_factory=list)
     modified: list[bytes] = field(default_factory=list)  # known files that are not as they were
-    appeared: int = 0
 
 
 def disk_name(path: bytes, state: str) -> bytes:
@@ -152,11 +151,9 @@ def _sort(seen: Seen, known: dict[bytes, files.IdentityRow], findings: Findings)
         parent, _, name = path.rpartition(b"/")
         findings.siblings.setdefault(parent, set()).add(name)
     row = known.pop(path, None)
-    if row is None:
-        findings.appeared += 1
-    elif row[1:5] == (ino, size, mtime_ns, ctime_ns):
-        return
-    else:
+    if row is not None:
+        if row[1:5] == (ino, size, mtime_ns, ctime_ns):
+            return
         findings.modified.append(row[0])
     if stat_module.S_ISREG(mode):
         if path.endswith(SUFFIX) and size <= MAX_READ:
@@ -220,4 +217,3 @@ def _merge(into: Findings, other: Findings) -> None:
         into.siblings.setdefault(directory, set()).update(names)
     into.unread += other.unread
     into.modified += other.modified
-    into.appeared += other.appeared

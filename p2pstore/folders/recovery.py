@@ -20,6 +20,7 @@ from p2pstore.content import MAX_READ, Keyring, looks_like_manifest, open_manife
 from p2pstore.errors import P2PStoreError
 from p2pstore.folders.intents import COMMIT, INGEST, LANDING, PLACING, TRASHED, Body, Item, Trashed
 from p2pstore.placement import (
+    PART,
     SUFFIX,
     TEMPORARY,
     Directories,
@@ -223,7 +224,7 @@ class Recovery:
         with Directories(self._root) as directories:
             directory = directories.make(TEMPORARY)
             for name in map(os.fsencode, os.listdir(directory)):
-                if name.startswith(b"part-"):
+                if name.startswith(PART):
                     remove_copy(self._root, TEMPORARY + b"/" + name)
 
     def _unknown(self, known: set[tuple[str, bytes]]) -> list[Trashed]:
@@ -338,16 +339,6 @@ class Recovery:
         except P2PStoreError:
             return False
         return True
-
-    def _is_version_of(self, found: _Found, row: FileRow) -> bool:
-        """Whether a placeholder lies there that speaks of this very file."""
-        if found.raw is None or not looks_like_manifest(found.raw):
-            return False
-        try:
-            manifest = open_manifest(found.raw, self._ring()).manifest
-        except P2PStoreError:
-            return False
-        return manifest.file_id == row.file_id
 
     def _manifest(self, path: bytes) -> bytes | None:
         """The `.f` of the recorded version of this path."""

@@ -12,6 +12,7 @@ from p2pstore.placement.arrive import (
 )
 from p2pstore.placement.claim import Claim, Identity, Phase, Turned, claim
 from p2pstore.placement.lay import TOO_LONG, Laid, lay_link, lay_placeholders
+from p2pstore.placement.nameless import PART
 from p2pstore.placement.replace import (
     SUFFIX,
     Placing,
@@ -43,6 +44,7 @@ from p2pstore.placement.trash import (
 
 __all__ = [
     "OWN",
+    "PART",
     "SUFFIX",
     "TEMPORARY",
     "TOO_LONG",
