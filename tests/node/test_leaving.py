@@ -26,6 +26,11 @@ from tests.store.making import sealed
 HOLDER = NodeId(b"h" * 20)
 
 
+@pytest.fixture(autouse=True)
+def asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "ASK_S", 0.01)
+
+
 def silent(_: dict[str, Any]) -> None:
     return None
 
