@@ -295,12 +295,15 @@ def _peers(node: Node, connected: int) -> Iterator[Json]:
 
 def _folder(folder: Folder) -> Iterator[Json]:
     path = folder.path
+    if folder.unwatched is not None:
+        yield _problem(f"{folder.unwatched}; it is tried again by itself.")
+        return
     if folder.root is None:
         yield _hint(f"{path} is not there; it goes on by itself when it is back.")
         return
     if folder.is_paused:
         yield _problem(f"{path} is paused: {folder.entry.paused}.", f"p2pstore resume {path}")
-    why, command = _try_lease(path)
+    why, command = (folder.obstacle, None) if folder.obstacle else _try_lease(path)
     if why is None:
         yield _ok(f"{path}: files can be locked while they are replaced.")
     else:

@@ -73,6 +73,21 @@ async def test_folder_without_leases_is_a_problem(
         assert "has no leases" in texts(await doctor(node), "problem")
 
 
+async def test_folder_where_nothing_may_be_replaced_is_a_problem(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        node.folders.all()[0]._books.obstacle = "it lies on a network mount (NFS)"
+        said = texts(await doctor(node), "problem")
+        assert "files are protected there, but not replaced: it lies on a network mount" in said
+
+
+async def test_folder_that_cannot_be_watched_is_a_problem(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        node.folders.all()[0].unwatched = "/x cannot be recovered yet (Read-only file system)"
+        assert "cannot be recovered yet" in texts(await doctor(node), "problem")
+
+
 async def test_folder_that_is_not_there_is_told(place: Place) -> None:
     async with place.running() as node:
         await place.filled(node)
