@@ -56,7 +56,7 @@ from p2pstore.wire import (
 
 log = logging.getLogger(__name__)
 
-UNWATCHED_S = 10.0  # so long a joiner waits for an owner who asks for it at all
+UNWATCHED_S = 3.0  # so long a joiner waits for an owner who asks for it at all
 MAX_OPEN = 16  # a person invites a few nodes at a time
 
 
