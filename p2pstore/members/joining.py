@@ -144,7 +144,7 @@ def _check_fits(invite: InviteLink, device: SigningKey, network: str) -> None:
     if invite.network != network:
         raise UsageError(
             f"The invitation is for the network {invite.network!r}, this node is on {network!r}. "
-            f"Use: --network {invite.network}"
+            f'To change that, before joining: network = "{invite.network}" in its config.toml'
         )
 
 
