@@ -220,8 +220,14 @@ class Batching:
     def _let_go_of(self, claims: list[Claim]) -> None:
         """The second is over; when the folder was left before, its claims are closed already."""
         if claims in self._held:
+            # Held until they are closed: giving way to a writer needs the root open.
+            loop = asyncio.get_running_loop()
+            closing = loop.run_in_executor(self._parts.pool, _close_all, claims)
+            closing.add_done_callback(lambda _: self._forget(claims))
+
+    def _forget(self, claims: list[Claim]) -> None:
+        if claims in self._held:
             self._held.remove(claims)
-            self._parts.pool.submit(_close_all, claims)
 
 
 def _close_all(claims: Sequence[Claim]) -> None:
