@@ -10,6 +10,7 @@ peer between passes on what comes, by `pair`, and holds at most a window in eith
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Coroutine
@@ -26,7 +27,7 @@ PIECE: Final = 64 * 1024
 REPORT: Final = WINDOW // 4  # taken bytes are told in steps of this
 OPEN_S: Final = 10.0  # for the peer between and the far end to agree
 IDLE_S: Final = 180.0  # the link inside asks for a sign of life every minute
-LINGER_S: Final = 5.0  # for the second direction, when the first has ended
+LINGER_S: Final = 5.0  # without anything moving, when one direction has ended
 
 
 class Line(Protocol):
@@ -97,65 +98,97 @@ class _Carrier:
         self._line = line
         self._sock = sock
         self._window = Window()
+        self._taken = 0
+        self._report = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._open = {"out", "in"}
+        self.over = asyncio.Event()
+        self.moved = 0  # grows while anything goes either way
+
+    @property
+    def is_ending(self) -> bool:
+        """One direction has ended."""
+        return len(self._open) < 2
 
     async def outwards(self) -> None:
         """From the socket into the tunnel, until the program closes it."""
         while True:
             room = await self._window.wait()
             piece = await self._loop.sock_recv(self._sock, min(room, PIECE))
+            self.moved += 1
             if not piece:
                 await self._line.send(TunnelData(end=True), b"")
+                self._ended("out")
                 return
             self._window.sent(len(piece))
             await self._line.send(TunnelData(), piece)
 
     async def inwards(self) -> None:
-        """From the tunnel to the socket, until the other end has no more."""
-        waiting = 0
+        """From the tunnel to the socket, and what the other end has taken.
+
+        It never waits to send: two ends that both did would wait for each other.
+        """
         while True:
             message, payload = await self._line.receive()
             if not isinstance(message, TunnelData):
+                self.over.set()
                 return
+            self.moved += 1
             self._window.taken(message.taken)
             if payload:
                 await self._loop.sock_sendall(self._sock, payload)
-                waiting += len(payload)
-                if waiting >= REPORT:
-                    await self._line.send(TunnelData(taken=waiting), b"")
-                    waiting = 0
+                self._taken += len(payload)
+                if self._taken >= REPORT:
+                    self._report.set()
             if message.end:
                 self._sock.shutdown(socket.SHUT_WR)
-                return
+                self._ended("in")
+
+    async def report(self) -> None:
+        """Tell the other end what was taken, as long as the tunnel lasts."""
+        while True:
+            await self._report.wait()
+            self._report.clear()
+            taken, self._taken = self._taken, 0
+            await self._line.send(TunnelData(taken=taken), b"")
+
+    def _ended(self, direction: str) -> None:
+        self._open.discard(direction)
+        if not self._open:
+            self.over.set()
 
 
 async def carry(line: Line, sock: socket.socket) -> None:
-    """Move bytes both ways until one side ends, then wait a moment for the other; closes `sock`.
+    """Move bytes both ways until both ends have no more, or one fails; closes `sock`.
 
+    When one direction has ended and nothing moves any more, the other one is not waited for long.
     Raises nothing but cancellation: whoever uses the stream sees that it ended.
     """
     sock.setblocking(False)
     carrier = _Carrier(line, sock)
-    ways = [asyncio.ensure_future(_quiet(way())) for way in (carrier.outwards, carrier.inwards)]
+
+    async def quiet(way: Coroutine[Any, Any, None]) -> None:
+        try:
+            await way
+        except (P2PStoreError, OSError) as exc:
+            log.debug("A tunnel ended: %s", exc)
+            carrier.over.set()
+
+    ways = (carrier.outwards(), carrier.inwards(), carrier.report())
+    tasks = [asyncio.ensure_future(quiet(way)) for way in ways]
     try:
-        done, open_ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        if open_ and all(way.result() for way in done):
-            await asyncio.wait(open_, timeout=LINGER_S)
+        while not carrier.over.is_set():
+            moved = carrier.moved
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await carrier.over.wait()
+            if carrier.is_ending and carrier.moved == moved:
+                break
     finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.wait(ways)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         sock.close()
-
-
-async def _quiet(way: Coroutine[Any, Any, None]) -> bool:
-    """Whether it came to a good end."""
-    try:
-        await way
-    except (P2PStoreError, OSError) as exc:
-        log.debug("A tunnel ended: %s", exc)
-        return False
-    return True
 
 
 async def pair(request: Request, onward: Exchange, pay: Callable[[int], None]) -> None:

@@ -139,8 +139,11 @@ def _port(node: Node) -> Iterator[Json]:
 def _reachable(node: Node, port: int) -> Json:
     """What others could find out about our port."""
     verdict = node.network.presence.verdict
-    outer = node.network.presence.outer_port()
-    at = f"Port {port}" if outer == port else f"Port {port} (outside: {outer})"
+    mapping = node.network.presence.mapping
+    at = f"Port {port}"
+    if mapping is not None:
+        outer = "" if mapping.port == port else f", there {mapping.port}"
+        at += f" (opened at the router by {mapping.how}{outer})"
     if verdict.state == "outside":
         return _ok(f"{at} can be reached from outside: {verdict.why}.")
     if verdict.state == "network":

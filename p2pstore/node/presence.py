@@ -134,8 +134,15 @@ class Presence:
         if any(is_public(one) and ":" not in one for one, _ in self.local()):
             return None
         return PortMapper(
-            port, changed=self._mapping_changed, gateway=self._gateway, ports=self._ports
+            port, changed=self._mapping_changed, gateway=self._router, ports=self._ports
         )
+
+    def _router(self) -> Gateway | None:
+        """None also when this node does not listen where the router would send others."""
+        gateway, host = self._gateway(), self._listening()[0]
+        if gateway is None or ipaddress.ip_address(host).is_unspecified:
+            return gateway
+        return gateway if gateway.own == host else None
 
     async def _keep_mapped(self, mapper: PortMapper) -> None:
         try:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from p2pstore.errors import P2PStoreError, PeerUnreachable, RemoteProtocolError
 from p2pstore.ids import BlockId, BundleId, NodeId, Tag
 from p2pstore.net import Connections, Endpoint, Limits, Link, PeerBook, Request, WrongPeer, pair
 from p2pstore.net import connections as connections_module
-from p2pstore.net.tunnel import WINDOW, Window
+from p2pstore.net.tunnel import WINDOW, Window, carry
 from p2pstore.wire import (
     BlockReply,
     GetDone,
@@ -284,6 +288,56 @@ def test_a_window_counts() -> None:
         window.sent(1)
     with pytest.raises(RemoteProtocolError):
         Window(10).taken(1)
+
+
+class Wire:
+    """One end of an exchange, in memory: what is sent comes out at the other."""
+
+    def __init__(self, out: asyncio.Queue[Any], into: asyncio.Queue[Any]) -> None:
+        self._out, self._into = out, into
+
+    async def send(self, message: TunnelData, payload: bytes) -> None:
+        await self._out.put((message, payload))
+
+    async def receive(self) -> tuple[TunnelData, bytes]:
+        got: tuple[TunnelData, bytes] = await self._into.get()
+        return got
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(st.integers(1, 3 * WINDOW // 2), max_size=4),
+    st.lists(st.integers(1, 3 * WINDOW // 2), max_size=4),
+)
+def test_whatever_is_sent_arrives_in_order_both_ways(there: list[int], back: list[int]) -> None:
+    async def story() -> None:
+        one: asyncio.Queue[Any] = asyncio.Queue(1)
+        two: asyncio.Queue[Any] = asyncio.Queue(1)
+        ends = [socket.socketpair() for _ in range(2)]
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            group.create_task(carry(Wire(one, two), ends[0][0]))
+            group.create_task(carry(Wire(two, one), ends[1][0]))
+            programs = [await asyncio.open_unix_connection(sock=end[1]) for end in ends]
+            sent = [[random.Random(n).randbytes(n) for n in sizes] for sizes in (there, back)]
+
+            async def speak(writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                writer.write_eof()
+
+            for (_, writer), pieces in zip(programs, sent, strict=True):
+                group.create_task(speak(writer, pieces))
+            heard = [group.create_task(reader.read()) for reader, _ in programs]
+            for reading in heard:
+                await reading
+            assert heard[1].result() == b"".join(sent[0])
+            assert heard[0].result() == b"".join(sent[1])
+            for _, writer in programs:
+                writer.close()
+                await writer.wait_closed()
+
+    asyncio.run(story())
 
 
 # -- connections ------------------------------------------------------------------------------

@@ -105,6 +105,16 @@ async def test_the_router_is_not_asked(setting: Setting, why: str) -> None:
     await quiet(setting)
 
 
+async def test_a_router_of_another_network_than_we_listen_in_is_not_asked(
+    setting: Setting,
+) -> None:
+    presence = setting.make("192.168.99.1")
+    assert presence._router() is None
+    await quiet(setting)
+    here = setting.router.gateway
+    assert setting.make(here.own)._router() == here
+
+
 async def test_without_addresses_it_is_this_machine(setting: Setting) -> None:
     setting.own = []
     presence = setting.make(maps_port=False)
