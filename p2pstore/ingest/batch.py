@@ -25,6 +25,7 @@ class Batch:
     meta: Rolling
     written: dict[bytes, tuple[BundleRef, Entry]] = field(default_factory=dict)  # by fingerprint
     finished: list[Future[None]] = field(default_factory=list)
+    recorded: dict[BundleId, Future[None]] = field(default_factory=dict)  # rows on their way
     rows: dict[BundleId, int] = field(default_factory=dict)
     leant: dict[bytes, tuple[BundleRef, Entry]] = field(default_factory=dict)  # known chunks
     used: dict[BundleId, dict[int, Written]] = field(default_factory=dict)  # ... and their blocks

@@ -28,7 +28,7 @@ from p2pstore.content import (
     bundle_tag,
     dedup_key,
 )
-from p2pstore.errors import IntegrityError
+from p2pstore.errors import IntegrityError, Unavailable
 from p2pstore.ids import BundleId, PublicKey
 from p2pstore.ingest.batch import Batch, Tools
 from p2pstore.ingest.contents import Contents
@@ -95,7 +95,7 @@ class Ingest:
             sealer = self._tools.sealer(batch.keys)
             results = write_manifests(batch, author, sealer, drafts, kind, self._random)
         safe = [result for result in results if isinstance(result, Protected)]
-        self._catalog.write(lambda db: commit(db, safe, batch.rows)).result()
+        self._record(batch, lambda db: commit(db, safe, batch.rows))
         return results
 
     def keep(
@@ -115,7 +115,26 @@ class Ingest:
         batch = self._begin(folder, intent, self._author(), "index")
         with self._finished(batch):
             places = store_manifests(batch, self._tools.sealer(batch.keys), manifests)
-        self._catalog.write(lambda db: commit(db, places, batch.rows)).result()
+        self._record(batch, lambda db: commit(db, places, batch.rows))
+
+    def _record(self, batch: Batch, commit: Callable[[sqlite3.Connection], None]) -> None:
+        """Commit behind the rows of the batch's bundles, most often in one transaction with them.
+
+        Their changes wait in the writer's queue before this one, which looks whether all of them
+        came through: nothing may refer to a row that was taken back.
+        """
+
+        def change(db: sqlite3.Connection) -> None:
+            needed = [*{*batch.recorded, *batch.rows}]
+            there = {row.bundle_id: row.id for row in blocks.get_bundles(db, needed).values()}
+            if there != batch.rows:
+                raise Unavailable("A bundle of this batch could not be recorded.")
+            commit(db)
+
+        last = self._catalog.write(change)
+        for written in batch.recorded.values():
+            written.result()
+        last.result()
 
     @contextmanager
     def _finished(self, batch: Batch) -> Iterator[None]:
@@ -194,7 +213,7 @@ class Ingest:
             created=int(self._clock.wall() * 1000),
         )
 
-        def record(db: sqlite3.Connection) -> int:
+        def record(db: sqlite3.Connection) -> None:
             number = blocks.put_bundle(db, row)
             blocks.add_root(db, journal.root_of(batch.intent), [number])
             if remember:
@@ -206,9 +225,9 @@ class Ingest:
                         for mark, offset, length in parts
                     ],
                 )
-            return number
+            batch.rows[ref.bundle_id] = number
 
-        batch.rows[ref.bundle_id] = self._catalog.write(record).result()
+        batch.recorded[ref.bundle_id] = self._catalog.write(record)
 
     def _read_back_known(self, batch: Batch, bundle_id: BundleId, used: Sequence[Written]) -> None:
         try:

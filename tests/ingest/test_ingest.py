@@ -218,3 +218,27 @@ def test_file_of_another_size_than_it_said_is_turned_away(
     taken = made.take("file", replace=False)
     assert [o.state for o in taken.outcomes] == ["later"]
     assert path.stat().st_size == size + change
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_nothing_is_protected_by_a_bundle_whose_row_is_not_there(
+    made: World, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """Rows of bundles and of files are written one behind the other, and fail together."""
+    putting = blocks.put_bundle
+
+    def put(db: sqlite3.Connection, row: blocks.BundleRow) -> int:
+        if row.kind != Kind.META:
+            return putting(db, row)
+        if refused:
+            raise NoRoom("The disk is full.")
+        return 1_000_000  # of a row that was taken back
+
+    monkeypatch.setattr(blocks, "put_bundle", put)
+    made.write("file", b"content")
+    with pytest.raises(NoRoom if refused else Unavailable):
+        made.replace("file")
+    assert made.file_row("file") is None
+    assert made.names() == {b"file"}
+    monkeypatch.undo()
+    assert made.replace("file") == {b"file": ""}

@@ -87,6 +87,7 @@ def test_manifest_lies_where_its_row_says(made: World) -> None:
     made.replace(*(f"file-{n}" for n in range(30)))
     for n in range(30):
         row = made.file_row(f"file-{n}")
+        assert row is not None
         ref, entry = msgspec.msgpack.decode(row.manifest_ref, type=tuple[BundleRef, Entry])
         block = made.store.read_blocks(ref.bundle_id, [entry.block])[entry.block]
         payload = made.ingest._tools.unsealer().unseal(block, entry.key)
