@@ -73,6 +73,8 @@ def test_files_survive_a_cable_that_cuts_and_corrupts(net: Spaces, tmp_path: Pat
         told = dict(line.split() for line in weather.stdout.read().splitlines())
         assert int(told["cuts"]) >= 2, told
         assert int(told["lost"]) >= 1, told
+        for one in (laptop, nas):
+            assert "Traceback" not in one.log, one.log
     finally:
         laptop.close()
         nas.close()
