@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
-from typing import Final, Protocol
+from typing import Final
 
 from nacl.signing import SigningKey
 
@@ -39,7 +39,8 @@ from p2pstore.errors import (
 from p2pstore.ids import BlockId, BundleId, NodeId, Tag, short
 from p2pstore.net import STRANGER, Link
 from p2pstore.swarm.cache import BlockCache
-from p2pstore.swarm.getting import ANSWER_S, SPLIT, Asker, Lanes, Peers, get_blocks
+from p2pstore.swarm.call import Call, Wanted
+from p2pstore.swarm.getting import ANSWER_S, Asker, Lanes, Peers, get_blocks
 from p2pstore.swarm.shelf import Shelf
 from p2pstore.threads import in_thread
 from p2pstore.wire import MAX_HOPS, MAX_WANTED, Have, HaveReply, PeerRecord
@@ -47,7 +48,6 @@ from p2pstore.wire import MAX_HOPS, MAX_WANTED, Have, HaveReply, PeerRecord
 log = logging.getLogger(__name__)
 
 PER_PEER: Final = 2  # requests at once: the next one is there when the first has been answered
-LEAST_SHARE: Final = 16  # blocks of a request; smaller ones cost more than they spread
 MAX_DIALLED: Final = 8  # providers that are dialled at once
 DIAL_S: Final = 10.0
 DHT_S: Final = 20.0
@@ -58,22 +58,6 @@ MAX_GIVERS: Final = 1000  # bundles of which it is remembered who gave some of t
 
 Holders = Callable[[Sequence[BundleId]], Mapping[BundleId, Sequence[NodeId]]]
 Providers = Callable[[Sequence[Tag]], Awaitable[Mapping[Tag, Sequence[PeerRecord]]]]
-
-
-class Ref(Protocol):
-    @property
-    def bundle_id(self) -> BundleId: ...
-    @property
-    def tag(self) -> Tag: ...
-
-
-class Wanted(Protocol):
-    """A block, and the bundle that it was in when somebody last looked."""
-
-    @property
-    def ref(self) -> Ref: ...
-    @property
-    def block_id(self) -> BlockId: ...
 
 
 class BlocksNotFound(BlocksMissing):
@@ -95,67 +79,6 @@ class BlocksNotFound(BlocksMissing):
 
 async def nobody(_: Sequence[Tag]) -> Mapping[Tag, Sequence[PeerRecord]]:
     return {}
-
-
-class _Call:
-    """What one fetch still misses, and whom it need not ask any more."""
-
-    def __init__(self, wanted: Mapping[BlockId, Wanted], shunned: Iterable[NodeId]) -> None:
-        self.found: dict[BlockId, bytes] = {}
-        self.shunned = set(shunned)  # failed in an earlier call: asked when nobody else is left
-        self.refused: set[NodeId] = set(self.shunned)  # liars, and those that failed
-        self._tags: dict[BundleId, Tag] = {}
-        self._missing: dict[BundleId, dict[BlockId, set[NodeId]]] = {}
-        self._busy: set[BlockId] = set()
-        for block_id, one in wanted.items():
-            self._tags[one.ref.bundle_id] = one.ref.tag
-            self._missing.setdefault(one.ref.bundle_id, {})[block_id] = set()
-
-    @property
-    def bundles(self) -> dict[BundleId, Tag]:
-        """The bundles of which something is missing."""
-        return {bundle: self._tags[bundle] for bundle, left in self._missing.items() if left}
-
-    @property
-    def missing(self) -> list[BlockId]:
-        return [block_id for left in self._missing.values() for block_id in left]
-
-    def take(
-        self, node: NodeId, bundles: Collection[BundleId], sharers: int
-    ) -> tuple[BundleId, list[BlockId]] | None:
-        """Blocks of one bundle for that node, which it has not been asked for yet."""
-        if node in self.refused:
-            return None
-        for bundle in bundles:
-            free = [
-                block_id
-                for block_id, asked in self._missing.get(bundle, {}).items()
-                if block_id not in self._busy and node not in asked
-            ]
-            if free:
-                share = max(LEAST_SHARE, -(-len(free) // max(1, sharers)))
-                part = free[: min(share, SPLIT)]
-                self._busy.update(part)
-                for block_id in part:
-                    self._missing[bundle][block_id].add(node)
-                return bundle, part
-        return None
-
-    def got(self, bundle: BundleId, blocks: Mapping[BlockId, bytes]) -> None:
-        self.found.update(blocks)
-        for block_id in blocks:
-            self._missing[bundle].pop(block_id, None)
-
-    def done(self, part: Iterable[BlockId]) -> None:
-        self._busy.difference_update(part)
-
-    def ask_anew(self) -> None:
-        """Whoever did not have it may be asked once more, in another way; the shunned too."""
-        self.refused -= self.shunned
-        self.shunned.clear()
-        for left in self._missing.values():
-            for asked in left.values():
-                asked.clear()
 
 
 class Source:
@@ -276,7 +199,7 @@ class Source:
         self, wanted: Mapping[BlockId, Wanted], known: Mapping[BundleId, Sequence[NodeId]]
     ) -> tuple[dict[BlockId, bytes], list[str]]:
         """What was found, and the names of holders that could not be reached."""
-        call = _Call(wanted, self._shun_list())
+        call = Call(wanted, self._shun_list())
         await self._ask(call, self._connected(known))
         if call.missing:
             await self._ask(call, await self._who_has(call))
@@ -304,7 +227,7 @@ class Source:
                     plan.setdefault(link, []).append(bundle)
         return plan
 
-    async def _who_has(self, call: _Call) -> dict[Link, list[BundleId]]:
+    async def _who_has(self, call: Call) -> dict[Link, list[BundleId]]:
         """Devices and friends that say they have some of the bundles, by id or by tag."""
         bundles = call.bundles
         links = [
@@ -335,7 +258,7 @@ class Source:
         return found
 
     async def _dial(
-        self, call: _Call, known: Mapping[BundleId, Sequence[NodeId]]
+        self, call: Call, known: Mapping[BundleId, Sequence[NodeId]]
     ) -> dict[Link, list[BundleId]]:
         """Known holders to which there is no link yet."""
         bundles = call.bundles
@@ -352,7 +275,7 @@ class Source:
             if link is not None and link.node_id not in call.refused
         }
 
-    async def _dial_providers(self, call: _Call) -> dict[Link, list[BundleId]]:
+    async def _dial_providers(self, call: Call) -> dict[Link, list[BundleId]]:
         bundles = call.bundles
         try:
             async with asyncio.timeout(DHT_S):
@@ -384,7 +307,7 @@ class Source:
             return None
 
     async def _ask(
-        self, call: _Call, plan: Mapping[Link, Sequence[BundleId]], *, hops: int = MAX_HOPS
+        self, call: Call, plan: Mapping[Link, Sequence[BundleId]], *, hops: int = MAX_HOPS
     ) -> None:
         """Fetch what these peers have, all of them at once, until nothing more comes.
 
@@ -400,7 +323,7 @@ class Source:
                 return
 
     async def _work(
-        self, call: _Call, link: Link, bundles: Sequence[BundleId], sharers: int, hops: int
+        self, call: Call, link: Link, bundles: Sequence[BundleId], sharers: int, hops: int
     ) -> None:
         while (part := call.take(link.node_id, bundles, sharers)) is not None:
             bundle, block_ids = part
@@ -420,7 +343,7 @@ class Source:
                 call.done(block_ids)
 
     async def _get(
-        self, call: _Call, link: Link, bundle: BundleId, block_ids: list[BlockId], hops: int
+        self, call: Call, link: Link, bundle: BundleId, block_ids: list[BlockId], hops: int
     ) -> None:
         tag = call.bundles.get(bundle)
         if tag is None:
@@ -468,7 +391,7 @@ class Source:
         self._shunned = {node: until for node, until in self._shunned.items() if until > now}
         return list(self._shunned)
 
-    def _offline(self, call: _Call, known: Mapping[BundleId, Sequence[NodeId]]) -> list[str]:
+    def _offline(self, call: Call, known: Mapping[BundleId, Sequence[NodeId]]) -> list[str]:
         away: dict[str, None] = {}
         for bundle in call.bundles:
             for node in known.get(bundle, ()):
