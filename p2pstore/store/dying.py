@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -49,6 +51,7 @@ _FILES = (
 )
 _HISTORY = "SELECT bundle, history FROM history_bundles {where} ORDER BY bundle, history"
 _ROOTS = "SELECT bundle, root FROM roots {where} ORDER BY bundle, root"
+_REFERENCES = ((_FILES, "r.bundle"), (_HISTORY, "bundle"), (_ROOTS, "bundle"))
 
 
 def stamps(db: sqlite3.Connection) -> dict[int, bytes]:
@@ -61,13 +64,16 @@ def stamp(db: sqlite3.Connection, bundle: int) -> bytes:
 
 
 def _stamps(db: sqlite3.Connection, where: str, keys: tuple[int, ...]) -> dict[int, bytes]:
-    made: dict[int, blake3] = {}
-    for query, column in ((_FILES, "r.bundle"), (_HISTORY, "bundle"), (_ROOTS, "bundle")):
-        wanted = query.format(where=where.format(column=column))
-        for bundle, *said in db.execute(wanted, keys):
-            hasher = made.setdefault(bundle, blake3(query.encode()))
-            hasher.update(repr(said).encode())
-    return {bundle: hasher.digest(16) for bundle, hasher in made.items()}
+    """A part for each kind of reference: a hash for every bundle at once would take much memory."""
+    made: dict[int, bytes] = {}
+    for kind, (query, column) in enumerate(_REFERENCES):
+        rows = db.execute(query.format(where=where.format(column=column)), keys)
+        for bundle, said in groupby(rows, key=itemgetter(0)):
+            hasher = blake3()
+            for row in said:
+                hasher.update(repr(row).encode())
+            made[bundle] = made.get(bundle, b"") + bytes([kind]) + hasher.digest(16)
+    return made
 
 
 def examined(db: sqlite3.Connection) -> dict[int, bytes]:
