@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ class Loop:
 
     def umount(self) -> None:
         run("umount", str(self.at))
+        if self._is_in_use():
+            # A mount namespace that was made meanwhile (a test of networks, a container) has the
+            # mount too: the next one would get its file system, with its power cut off.
+            fresh = self.image.with_name(f"{self.image.name}-fresh")
+            shutil.copyfile(self.image, fresh)
+            os.replace(fresh, self.image)
+
+    def _is_in_use(self) -> bool:
+        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with suppress(OSError):  # detached just now
+                if backing.read_text().rstrip("\n") == str(self.image.resolve()):
+                    return True
+        return False
 
     def can_umount(self) -> bool:
         """Whether it is unmounted now; False while something is open there."""
