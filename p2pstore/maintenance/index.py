@@ -86,6 +86,12 @@ class _Noted(msgspec.Struct, frozen=True, array_like=True):
         return HeadOrder(self.incarnation, self.seq)
 
 
+def written_order(db: sqlite3.Connection, folder_id: FolderId) -> HeadOrder | None:
+    """The number of the last index that this catalog wrote for the folder."""
+    raw = folders.kv_get(db, index_root(folder_id))
+    return None if raw is None else msgspec.msgpack.decode(raw, type=_Noted).order
+
+
 class IndexWriter:
     """Writes indexes and heads of this device's folders; one call at a time."""
 

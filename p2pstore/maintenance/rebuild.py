@@ -45,6 +45,7 @@ from p2pstore.ids import BundleId, FolderId, NodeId, PublicKey, short
 from p2pstore.ingest import Author
 from p2pstore.maintenance.filing import Disk, Filer, Judge, Local, bundle_row
 from p2pstore.maintenance.heads import KnownHead, newest_heads
+from p2pstore.maintenance.older import is_older
 from p2pstore.maintenance.remains import keep_from_old
 from p2pstore.store import (
     BundleRow,
@@ -101,8 +102,8 @@ def ensure_catalog(
     progress: Progress = lambda _: None,
     anew: bool = False,
 ) -> tuple[Catalog, Rebuilt | None]:
-    """The catalog of HOME, open; rebuilt when it is damaged, when it is missing and HOME has
-    anything that it was to know, or when `anew` says so.
+    """The catalog of HOME, open; rebuilt when it is damaged, when it comes from an old copy, when
+    it is missing and HOME has anything that it was to know, or when `anew` says so.
 
     Blocks: once the files of all folders are looked at, and originals are read. Nothing else may
     work on HOME meanwhile. UsageError when a newer version wrote the catalog.
@@ -111,8 +112,13 @@ def ensure_catalog(
     if not anew:
         try:
             if path.exists() or not has_something(home, store):
-                return Catalog.open(path), None
-            log.warning("%s is missing and is rebuilt.", path)
+                catalog = Catalog.open(path)
+                if not _is_older(catalog, home, author):
+                    return catalog, None
+                catalog.close()
+                log.warning("%s is older than what this device told others. It is rebuilt.", path)
+            else:
+                log.warning("%s is missing and is rebuilt.", path)
         except CatalogDamaged as exc:
             log.warning("%s It is rebuilt; the damaged one is kept beside it.", exc)
     target = path.with_name(NAME + ".rebuilding")
@@ -138,6 +144,11 @@ def ensure_catalog(
         rebuilt.missing,
     )
     return Catalog.open(path, check=False), rebuilt
+
+
+def _is_older(catalog: Catalog, home: Home, author: Author) -> bool:
+    left = state(catalog)
+    return is_older(catalog, home, author.node_id, 0 if left is None else left.incarnation)
 
 
 def has_something(home: Home, store: BundleStore) -> bool:

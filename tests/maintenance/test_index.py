@@ -12,8 +12,17 @@ import pytest
 from p2pstore.content import BundleRef, Entry, decode_head, head_order, verify_head
 from p2pstore.ids import BlockId, BundleId, FolderId, Tag
 from p2pstore.maintenance import recover
-from p2pstore.maintenance.index import SUPERSEDED, HeadOrder, index_root
-from p2pstore.store import FileRow, IntentKind, State, blocks, files, folders, journal
+from p2pstore.maintenance.index import HeadOrder, index_root
+from p2pstore.store import (
+    FileRow,
+    IntentKind,
+    State,
+    blocks,
+    dying,
+    files,
+    folders,
+    journal,
+)
 
 from .world import World, noise
 
@@ -185,7 +194,7 @@ def test_what_only_older_indexes_lay_in_is_marked_and_nothing_else(world: World)
         world.protect({f"file {i}": noise(2000, i)})
         last = order_of(world.index.write(folder_of(world), last))
         query = "SELECT bundle FROM roots WHERE root GLOB ?"
-        marked = {row[0] for row in world.catalog.read(query, (SUPERSEDED + "*",))}
+        marked = {row[0] for row in world.catalog.read(query, (dying.SUPERSEDED + "*",))}
         assert not marked & root_of(world)
     files_need = {row[0] for row in world.catalog.read("SELECT bundle FROM file_bundles")}
     metas = {row[0] for row in world.catalog.read("SELECT id FROM bundles")} - files_need
