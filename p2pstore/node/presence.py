@@ -31,6 +31,7 @@ from p2pstore.swarm import Peers, Reachability, Verdict
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 60.0  # for other addresses of this machine
+ROUTER_S: Final = 15.0  # others are asked to dial once the router has been asked to let them in
 
 
 class Presence:
@@ -60,10 +61,13 @@ class Presence:
     async def run(self) -> None:
         """For ever, once this node listens; owned by whoever calls it."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.reachability.run())
             self._mapper = self._make_mapper()
             if self._mapper is not None:
                 group.create_task(self._keep_mapped(self._mapper))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ROUTER_S):
+                        await self._mapper.asked.wait()
+            group.create_task(self.reachability.run())
 
     async def wait(self) -> None:
         """Until something changed, or may have."""

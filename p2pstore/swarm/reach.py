@@ -35,7 +35,7 @@ AT_ONCE: Final = 8  # dials in the interest of others
 MAX_ASKERS: Final = 1000
 ANSWER_S: Final = 20.0  # the other side's dialling included
 EVERY_S: Final = 3600.0
-RETRY_S: Final = 60.0  # somebody who could tell had no time
+RETRY_S: Final = 30.0  # somebody who could tell had no time
 WITNESSES: Final = 3
 VALID_S: Final = 3 * EVERY_S  # a connection from outside that long ago still says something
 

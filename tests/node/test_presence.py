@@ -12,7 +12,7 @@ from p2pstore.clock import ManualClock
 from p2pstore.net.portmap import PortMapping
 from p2pstore.net.portmap import speaking as speaking_module
 from p2pstore.node.presence import Presence
-from p2pstore.swarm import Verdict
+from p2pstore.swarm import Reachability, Verdict
 from tests.net.portmap import fake as fake_module
 from tests.net.portmap.fake import OUTER_HOST, Router
 
@@ -145,6 +145,23 @@ async def test_what_the_router_said_is_a_part_of_why(
             presence.reachability.verdict = Verdict("no", "It does not answer.")
             await asyncio.sleep(0.01)
     assert presence.verdict.why.startswith("It does not answer. The router: PCP")
+
+
+async def test_nobody_is_asked_to_dial_before_the_router_was_asked(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    async def look(_: object) -> None:
+        order.append("look" if presence.mapping is not None else "look too early")
+
+    monkeypatch.setattr(Reachability, "run", look)
+    presence = setting.make()
+    await mapped(presence)
+    async with asyncio.timeout(5):
+        while not order:
+            await asyncio.sleep(0.001)
+    assert order == ["look"]
 
 
 async def test_another_network_is_another_router(setting: Setting) -> None:

@@ -68,6 +68,7 @@ class PortMapper:
         self._wake = asyncio.Event()
         self._held: _Held | None = None
         self._faults = 0
+        self.asked = asyncio.Event()  # the router was asked, whatever came of it
         self.mapping: PortMapping | None = None
         self.trouble = "the router has not been asked yet"  # why there is no mapping
 
@@ -80,6 +81,7 @@ class PortMapper:
         while True:
             self._wake.clear()
             rest_s = await self._careful_turn()
+            self.asked.set()
             pause = asyncio.ensure_future(self._pause(rest_s))
             wake = asyncio.ensure_future(self._wake.wait())
             try:
