@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from p2pstore.store import blocks
+from p2pstore.store import blocks, files
 from p2pstore.store.blocks import BundleRow, BundleState
 from p2pstore.store.rows import rows_in
 
@@ -196,6 +196,21 @@ def _put(db: sqlite3.Connection, rows: Iterable[Dying]) -> None:
         "INSERT OR REPLACE INTO dying (bundle, since, bits) VALUES (?,?,?)",
         [row for row in rows if row.bits == WHOLE or any(row.bits)],
     )
+
+
+def retire_removed(db: sqlite3.Connection, now_ms: int, limit: int = 500) -> int:
+    """Files of folders that were removed with all originals back go to the history, as if they
+    were deleted now; how many. Where a placeholder is left everything stays, for ever."""
+    query = (
+        "SELECT f.id FROM files f JOIN folders d ON d.id=f.folder WHERE d.state='removed'"
+        " AND f.state<>'deleted' AND NOT EXISTS (SELECT 1 FROM files o WHERE o.folder=d.id"
+        " AND o.state IN ('placeholder', 'hydrating', 'conflict')) LIMIT ?"
+    )
+    ids = [file for (file,) in db.execute(query, (limit,)).fetchall()]
+    for file in ids:
+        files.keep_version(db, file, "removed", now_ms)
+    files.forget(db, ids)
+    return len(ids)
 
 
 # -- what no manifest ever named -------------------------------------------------------------------

@@ -13,7 +13,7 @@ from p2pstore.content import BundleRef, ChunkList, Entry, FileMeta, Manifest, op
 from p2pstore.ids import BlockId
 from p2pstore.maintenance import recover
 from p2pstore.maintenance.collect.roots import named_by
-from p2pstore.store import BundleState, blocks, dying
+from p2pstore.store import BundleState, blocks, dying, files, folders
 from tests.maintenance.collecting import DAY, Upkeep, pieces
 
 ENTRY = Entry(BlockId(bytes(32)), 0, bytes(32), 0, 1)
@@ -253,6 +253,22 @@ async def test_a_clock_that_jumps_ten_years_kills_nothing(home: Upkeep) -> None:
     home.begin()
     await home.turn()
     assert home.store.list() == before
+
+
+@pytest.mark.parametrize("left", [True, False])
+async def test_a_removed_folder_is_kept_while_it_has_placeholders(home: Upkeep, left: bool) -> None:
+    home.put("a", pieces(13)[0])
+    home.put("b", pieces(13)[1])
+    state = "placeholder" if left else "protected"
+
+    row = home.file("a").id
+    home.catalog.write(lambda db: files.set_state(db, [row], state)).result()
+    home.catalog.write(lambda db: folders.set_state(db, home.row, folders.REMOVED)).result()
+    for name in ("a", "b") if not left else ():
+        home._ended(name)
+    await settle(home)
+    home.check()
+    assert bool(home.store.list()) == left
 
 
 async def test_every_change_may_be_the_last(home: Upkeep) -> None:

@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from p2pstore.ids import BundleId, Tag
-from p2pstore.store import blocks, dying, files, journal
+from p2pstore.store import blocks, dying, files, folders, journal
 from p2pstore.store.blocks import BundleRow, BundleState, DedupRow
 from p2pstore.store.dying import WHOLE, Dying, bits_of
 from p2pstore.store.files import FileRow
@@ -158,6 +158,23 @@ def test_postponed_blocks_begin_anew(db: sqlite3.Connection) -> None:
         dying.postpone(db, one.id, 99)
     assert dying.of_bundle(db, row.id) == [Dying(row.id, 99, bits(1, 2))]
     assert dying.of_bundle(db, whole.id) == [Dying(whole.id, 99, WHOLE)]
+
+
+def test_files_of_a_removed_folder_go_unless_a_placeholder_is_left(
+    db: sqlite3.Connection, folder: int
+) -> None:
+    row = bundle(db)
+    for i in range(7):
+        number = file(db, folder, b"%d" % i, [row.id])
+        files.set_state(db, [number], "protected" if i else "placeholder")
+    assert dying.retire_removed(db, NOW) == 0, "it is watched"
+    folders.set_state(db, folder, folders.REMOVED)
+    assert dying.retire_removed(db, NOW) == 0, "a placeholder is left"
+    files.set_state(db, [1], "protected")
+    assert [dying.retire_removed(db, NOW, limit=5) for _ in range(3)] == [5, 2, 0]
+    assert files.page(db, folder) == []
+    assert len(files.history_before(db, NOW + 1)) == 7
+    assert dying.is_needed(db, row.id), "for as long as the history lasts"
 
 
 # -- never named -----------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """COLLECT: what no manifest of any device names any more goes, here and at holders (SAFETY 5).
 
+    removed    files of a folder that was removed with all its originals back go to the history;
+               a folder whose placeholders were left is kept as it is, for ever
     seen       each bundle of ours whose references have changed is held against them: what no
                file and no earlier version names is dying from now on, and its chunks are forgotten
                in the same transaction, so that no new file relies on them

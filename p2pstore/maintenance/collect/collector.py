@@ -95,6 +95,9 @@ class Collector:
         if await in_thread(self._pool, self._must_wait):
             return 0
         age = await in_thread(self._pool, self._age.now)
+        now_ms = int(self._clock.wall() * 1000)
+        while await self._catalog.awrite(partial(_retire_removed, now_ms)):
+            pass  # a few at a time: others want to write as well
         local = await in_thread(self._pool, self._local, asyncio.get_running_loop())
         roots = Roots(self._catalog, local.load, self._ring())
         await in_thread(self._pool, self._seeing.look, roots, age, say, is_stopped)
@@ -311,6 +314,10 @@ class Collector:
 
     def _copies(self, row: BundleRow) -> list[copies.Copy]:
         return self._catalog.view(lambda db: copies.of_bundle(db, row.id))
+
+
+def _retire_removed(now_ms: int, db: sqlite3.Connection) -> int:
+    return dying.retire_removed(db, now_ms)
 
 
 def _bundles_of(db: sqlite3.Connection, root: str) -> Iterable[BundleRow]:
