@@ -1,8 +1,8 @@
 """VERIFY: is a bundle on this disk what its list, its ids and the catalog's keys say?
 
     own     list and live map are signed; every live block is read from the disk and compared with
-            its id; where the dedup index has its key it is unsealed, and its payload compared
-            with the fingerprint
+            its id, its record head with the list; where the dedup index has its key it is unsealed,
+            and its payload compared with the fingerprint
     held    likewise, without keys
 
 Nothing is changed. What went meanwhile is no problem: who asks looks whether it should be there.
@@ -26,6 +26,7 @@ WINDOW = 64  # blocks read at a time
 
 HEAL = "p2pstore check --read-data --repair"
 ITS_OWNER = "nothing: its owner sees it at the next audit, and gives it to us or to another anew"
+BLOCKS_ARE_WHOLE = "nothing: the blocks of it, kept for another device, are whole; look at the disk"
 
 
 class Problem(NamedTuple):
@@ -72,7 +73,11 @@ class Verifier:
             if not read:
                 return Looked(len(index.blocks), self._store.size(bundle_id))
             self._store.drop_cache(bundle_id)
-            return self._read(bundle_id, live.indices())
+            looked = self._read(bundle_id, live.indices())
+            heads = self._store.wrong_heads(bundle_id, live.indices())
+            if heads and not looked.problems:
+                return looked._replace(problems=(_damaged(bundle_id, _heads(bundle_id, heads)),))
+            return looked
         except BundleMissing:
             return Looked(0, 0)  # evicted meanwhile; `_still_missing` tells if it was not
         except (IntegrityError, Unavailable) as exc:
@@ -121,12 +126,20 @@ class Verifier:
             for block in self._held.iter_live(bundle_id):  # compares each with its id
                 seen += 1
                 size += len(block)
+            heads = self._held.wrong_heads(bundle_id)
+            if heads:
+                problem = Problem(_heads(bundle_id, heads), DAMAGED, BLOCKS_ARE_WHOLE)
+                return Looked(seen, size, (problem,))
             return Looked(seen, size)
         except BundleMissing:
             return Looked(0, 0)  # released meanwhile
         except (IntegrityError, Unavailable) as exc:
             text = f"{exc} It is kept for another device."
             return Looked(0, 0, (Problem(text, DAMAGED, ITS_OWNER),))
+
+
+def _heads(bundle_id: BundleId, wrong: int) -> str:
+    return f"Bundle {short(bundle_id)} is damaged between its blocks, at {wrong} places."
 
 
 def _damaged(bundle_id: BundleId, text: str) -> Problem:

@@ -32,6 +32,7 @@ from p2pstore.content import (
     accept_live_map,
     block_id_of,
     read_index,
+    record_head,
     verify_live_map,
 )
 from p2pstore.errors import FormatError, IntegrityError, Unavailable
@@ -122,6 +123,13 @@ class BundleStore(Protocol):
         """Those of the blocks that are listed and live here, each compared with its id.
 
         BundleMissing when the bundle is not here, BundleDamaged when it does not hold a block.
+        """
+
+    def wrong_heads(self, bundle_id: BundleId, indices: Sequence[int]) -> int:
+        """How many of these blocks have another record head than the list says.
+
+        Whoever reads a sealed bundle goes by its list; a head that differs tells of a disk that
+        changes bytes, and is wrong if the list is ever lost.
         """
 
     def index(self, bundle_id: BundleId) -> BundleIndex:
@@ -244,6 +252,19 @@ class SealedReader(ABC):
                 raise BundleDamaged(bundle_id, f"block {i} is not what its id says")
             found[places[i]] = block
         return found
+
+    def wrong_heads(self, bundle_id: BundleId, indices: Sequence[int]) -> int:
+        blocks = self.index(bundle_id).blocks
+        offsets = blocks.offsets()
+        wrong = 0
+        with self._source(bundle_id) as source:
+            for i in indices:
+                try:
+                    head = source.read_at(offsets[i] - RECORD_HEAD, RECORD_HEAD)
+                except OSError as exc:
+                    raise BundleDamaged(bundle_id, f"the disk cannot read it ({exc})") from exc
+                wrong += head != record_head(*blocks.entries[i])
+        return wrong
 
     def live_map(self, bundle_id: BundleId) -> LiveMap:
         known = self._live.get(bundle_id)

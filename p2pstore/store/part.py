@@ -1,8 +1,9 @@
 """A bundle file that is put together from the list that its opener signed.
 
 Hides where in the file a block lies, and that it is known only from the bytes which blocks a part
-that was cut off has already: each is compared with its id. Blocks come in any order; header, list
-and footer, all of them signed before by the opener, are written last:
+that was cut off has already: each is compared with its id, and its record head with the list.
+Blocks come in any order; header, list and footer, all of them signed before by the opener, are
+written last:
 
     header, blocks at the offsets that the list gives them (dead ones are holes),
     list, signature, footer, all cut to length, fsync
@@ -26,6 +27,7 @@ from p2pstore.content import (
     record_head,
 )
 from p2pstore.errors import IntegrityError, LocalProtocolError, RemoteProtocolError
+from p2pstore.ids import BlockId
 from p2pstore.store.disk import DiskBundles
 
 END_MAGIC: Final = b"p2pbend\x01"  # content/bundle.py, footer
@@ -82,8 +84,13 @@ class Part:
         for i in live.indices():
             block_id, length = entries[i]
             is_short = offsets[i] + length > size
-            if is_short or block_id_of(self._read(offsets[i], length)) != block_id:
+            if is_short or not self._has(offsets[i], block_id, length):
                 self.wanted.add(i)
+
+    def _has(self, offset: int, block_id: BlockId, length: int) -> bool:
+        record = self._read(offset - RECORD_HEAD, RECORD_HEAD + length)
+        is_headed = record[:RECORD_HEAD] == record_head(block_id, length)
+        return is_headed and block_id_of(record[RECORD_HEAD:]) == block_id
 
     def _read(self, offset: int, length: int) -> bytes:
         try:

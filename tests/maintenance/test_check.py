@@ -77,6 +77,16 @@ def test_flipped_bit_is_found_by_reading(world: World, held: HeldStore) -> None:
     assert problem.code == 4
 
 
+@pytest.mark.parametrize("place", range(0, RECORD_HEAD, 7))
+def test_flipped_bit_between_blocks_is_found_by_reading(
+    world: World, held: HeldStore, place: int
+) -> None:
+    flip(data_bundle(world), 128 + place)
+    (problem,) = run(world, held).problems
+    assert "between its blocks" in problem.text
+    assert problem.bundle is not None, "it can be healed"
+
+
 def test_cut_bundle_is_found_without_reading(world: World, held: HeldStore) -> None:
     path = data_bundle(world)
     with open(path, "r+b") as file:

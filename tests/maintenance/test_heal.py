@@ -86,6 +86,11 @@ def several(sick: Sick) -> None:
         flip_in(block)(sick)
 
 
+def between_blocks(sick: Sick) -> None:
+    at = sick.a.bundles.index(sick.row.bundle_id).blocks.offsets()[2] - 1
+    sick.change(at, bytes([sick.was[at] ^ 1]))
+
+
 def header(sick: Sick) -> None:
     sick.change(20, b"xxxx")
 
@@ -128,7 +133,7 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [*DAMAGES, between_blocks])
 async def test_it_is_as_it_was(sick: Sick, damage: Callable[[Sick], None]) -> None:
     damage(sick)
     assert await sick.heal()
@@ -149,6 +154,13 @@ async def test_nothing_is_made_worse_while_nobody_is_there(
         await sick.heal()
     assert (sick.path.read_bytes() if sick.path.exists() else None) == before
     assert not sick.leftovers()
+
+
+async def test_what_lies_between_blocks_needs_nobody(sick: Sick) -> None:
+    between_blocks(sick)
+    sick.cut_off(*sick.holders)
+    assert await sick.heal()
+    assert sick.path.read_bytes() == sick.was
 
 
 async def test_good_blocks_are_kept(sick: Sick, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,9 @@ class FaultyBundles:
         self.faults.next()
         return self.inner.read_blocks(bundle_id, block_ids)
 
+    def wrong_heads(self, bundle_id: BundleId, indices: Sequence[int]) -> int:
+        return self.inner.wrong_heads(bundle_id, indices)
+
     def index(self, bundle_id: BundleId) -> BundleIndex:
         return self.inner.index(bundle_id)
 

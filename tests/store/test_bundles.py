@@ -247,6 +247,22 @@ def test_punching_frees_room_and_leaves_the_living(store: BundleStore) -> None:
     assert list(store.read_blocks(bundle_id, ids).values()) == [made[i].block for i in left]
 
 
+def test_a_record_head_that_differs_from_the_list_is_counted(tmp_path: Path) -> None:
+    store = DiskBundles(tmp_path)
+    index, _ = sealed(store, number=20)
+    bundle_id, offsets = index.header.bundle_id, index.blocks.offsets()
+    assert store.wrong_heads(bundle_id, range(20)) == 0
+    with open(store.path(bundle_id), "r+b") as file:
+        for i in (0, 7, 19):
+            file.seek(offsets[i] - 1)
+            byte = file.read(1)
+            file.seek(offsets[i] - 1)
+            file.write(bytes([byte[0] ^ 0x80]))
+    assert store.wrong_heads(bundle_id, range(20)) == 3
+    assert store.wrong_heads(bundle_id, [1, 2, 19]) == 1, "only those that are asked for"
+    store.close()
+
+
 def test_only_a_newer_map_with_fewer_blocks_is_taken(store: BundleStore) -> None:
     index, _ = sealed(store)
     bundle_id = index.header.bundle_id

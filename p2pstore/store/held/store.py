@@ -165,6 +165,10 @@ class HeldStore:
                         raise BundleDamaged(bundle_id, f"block {i} is not what its id says")
             yield from found
 
+    def wrong_heads(self, bundle_id: BundleId) -> int:
+        """As `BundleStore.wrong_heads`, of all live blocks."""
+        return self._files.wrong_heads(bundle_id, self.live_map(bundle_id).indices())
+
     # -- promises --------------------------------------------------------------------------------
 
     def lock(
