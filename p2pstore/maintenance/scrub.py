@@ -24,6 +24,7 @@ import msgspec
 from p2pstore.clock import Clock
 from p2pstore.ids import BundleId, short
 from p2pstore.maintenance.heal import Healer
+from p2pstore.maintenance.live import follow_map
 from p2pstore.maintenance.loops import Loop
 from p2pstore.maintenance.verify import Looked, Verifier
 from p2pstore.store import BundleRow, BundleState, BundleStore, Catalog, HeldStore, blocks
@@ -115,6 +116,9 @@ class Scrubber:
         if looked.problems or is_missing:
             log.warning("Bundle %s is damaged or gone from this disk.", short(row.bundle_id))
             await self._healer.note(row.bundle_id)
+        elif looked.blocks:
+            # The catalog may have come from a copy: the map on the disk is what holds.
+            await in_thread(self._pool, follow_map, self._catalog, self._store, row)
         return looked
 
     async def _other(self, bundle_id: BundleId, verifier: Verifier) -> Looked:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from p2pstore.content import sign_live_map
 from p2pstore.maintenance import Loop, Scrubber
 from p2pstore.maintenance import scrub as module
 from p2pstore.store import BundleRow, BundleState, blocks
@@ -154,6 +155,16 @@ async def test_damage_of_what_is_kept_for_others_is_noted_there(scrubbing: Scrub
     await scrubbing.turn()
     assert a.held._table.entry(held.bundle_id).is_damaged
     assert scrubbing.damaged() == [], "its owner's to heal"
+
+
+async def test_a_row_that_is_behind_its_live_map_follows(scrubbing: Scrubbing) -> None:
+    """As when the catalog was brought back from an older copy."""
+    a, row = scrubbing.a, scrubbing.sick.row
+    live = a.bundles.live_map(row.bundle_id).without({0})
+    assert a.bundles.set_live_map(row.bundle_id, sign_live_map(live, a.key))
+    await scrubbing.turn()
+    assert a.row(row).seq == 1
+    assert a.row(row).bytes < row.bytes
 
 
 async def test_it_goes_on_where_it_was(
