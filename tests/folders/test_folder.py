@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pytest
 
 from p2pstore.folders import batching
-from p2pstore.placement import Root
+from p2pstore.placement import UNWRITABLE, Root
 from p2pstore.store import State, blocks, files
 from p2pstore.watch import Seen
 from tests.faults.world import Oracle
@@ -302,6 +302,25 @@ async def test_closed_root_opens_nothing(watched: Watched) -> None:
     root.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         root.open(b"file", os.O_RDONLY)
+
+
+async def test_where_nothing_may_be_replaced_files_are_protected_until_it_may_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that became read-only, and is writable again."""
+    monkeypatch.setattr("p2pstore.folders.folder.PRESENCE_S", 0.1)
+    monkeypatch.setattr(Root, "obstacle", lambda _: UNWRITABLE)
+    made = watched.world
+    await watched.until(lambda: watched.folder.obstacle is not None)
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PROTECTED)
+    await watched.settled()
+    row = made.file_row("one")
+    assert row is not None
+    assert row.reason == UNWRITABLE
+    assert made.names() == {b"one"}
+    monkeypatch.setattr(Root, "obstacle", lambda _: None)
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
 
 
 async def test_nothing_is_kept_open_on_a_disk_at_rest(watched: Watched) -> None:
