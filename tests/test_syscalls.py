@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -13,6 +14,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -605,3 +607,15 @@ def test_mount_id_tells_a_remount(loop_disk: tuple[Path, Path]) -> None:
     major, minor = (int(part) for part in os.uname().release.split(".")[:2])
     if (major, minor) >= (6, 8):
         assert before[1] != after[1]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of ioprio_get is x86_64's")
+def test_a_thread_that_may_wait_gives_way_to_others_on_the_disk() -> None:
+    get, idle = 252, 3 << 13
+
+    def priority() -> int:
+        return ctypes.CDLL(None).syscall(get, 1, 0)  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(1, initializer=syscalls.idle_io) as pool:
+        assert pool.submit(priority).result() == idle
+    assert priority() != idle, "of that thread only"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 
 from p2pstore.maintenance import Loop
 from p2pstore.node import status as module
-from p2pstore.node.rebuilding import complete
 from p2pstore.node.status import status
 from tests.node.conftest import Place
 
@@ -42,7 +42,8 @@ async def test_a_rebuild_is_a_flag_until_holders_were_asked(place: Place) -> Non
         path.unlink()
     async with place.running() as node:
         assert status(node, ())["node"]["rebuilding"] is True
-        await complete(node)
+        async with asyncio.timeout(20):  # a lonely device asks nobody: its loop sees that at once
+            await node.completed.wait()
         assert status(node, ())["node"]["rebuilding"] is False
 
 
@@ -64,3 +65,13 @@ async def test_what_keeps_a_folder_from_being_replaced_is_said(place: Place) -> 
     assert said["folders"][0]["obstacle"] == "the folder cannot be written"
     text = f"{place.folder}: files are stored and stay: the folder cannot be written."
     assert text in [warning["text"] for warning in said["warnings"]]
+
+
+async def test_what_is_damaged_and_not_healed_is_a_warning(place: Place) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+        await node.healer.note(node.store.list()[0])
+        warnings = [w for w in status(node, ())["warnings"] if "damaged" in w["text"]]
+        assert len(warnings) == 1
+        assert warnings[0]["command"] == "p2pstore check --read-data --repair"
+        assert warnings[0]["owner"]
