@@ -1,8 +1,8 @@
 """Invitations: the link, and the proof of both sides that they know its secret.
 
 Link: `p2ps://ADDR[,ADDR]/NODEID?n=NETWORK#SECRET`. ADDR is HOST:PORT (IPv6 in brackets), NODEID and
-SECRET (16 random bytes) are base32 in lower case without padding, NETWORK is percent-encoded. A link
-for a friend has `&r=friend` behind the network.
+SECRET (16 random bytes) are base32 in lower case without padding, NETWORK is percent-encoded. A
+link for a friend has `&r=friend` behind the network.
 
 Handshake, inside the TLS session in which the joiner pinned NODEID:
 

@@ -610,7 +610,11 @@ async def test_a_failure_among_answers_at_hand_is_raised(nodes: Any) -> None:
         raise NoRoom("The disk is full.")
 
     link, _ = await nodes.linked(serve)
-    with pytest.raises(NoRoom):
+
+    async def take() -> None:
         async with link.exchange(Get(b"x")) as got:
             while not got.is_done:
                 await got.receive_some(1 << 20)
+
+    with pytest.raises(NoRoom):
+        await take()
