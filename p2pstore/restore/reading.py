@@ -39,8 +39,10 @@ from p2pstore.ids import BlockId, PublicKey
 FIRST_WINDOW = 1 << 20  # plain bytes unsealed at a time: few at first, for who waits to see some
 WINDOW = 8 << 20  # ... then twice as many each time, up to this
 AHEAD = 3  # windows that are fetched and unsealed while one is written; bounds memory
-KEPT = 16 << 20  # of a range: somebody seeks in a video, and will be back; what is longer is copied
 SMALL = 4 << 20  # a file up to this size is handled whole, with others like it
+# A range up to this length may be kept by the source, and a small file: somebody looks at it, or
+# seeks in a video, and will be back. What is longer is being copied.
+KEPT = 16 << 20
 _ZEROS = bytes(1 << 20)
 
 Judge = Callable[[PublicKey, bytes], bool]
@@ -172,7 +174,8 @@ class Restore:
         stop: int,
     ) -> AsyncGenerator[tuple[list[_Extent], list[bytes]], None]:
         """Windows of extents with their payloads, in order, some of them fetched ahead."""
-        keep = 0 < stop - start <= KEPT and stop - start < manifest.meta.size
+        is_whole = stop - start == manifest.meta.size
+        keep = stop - start <= (SMALL if is_whole else KEPT)
         flying: deque[tuple[list[_Extent], asyncio.Task[list[bytes]]]] = deque()
         try:
             async for window in self._windows(manifest, segments, start, stop, keep=keep):

@@ -103,11 +103,19 @@ class Watched(LocalSource):
         return await super().blocks(wanted, keep=keep)
 
 
-@pytest.mark.parametrize(("start", "end", "kept"), [(0, None, False), (1, 900_000, True)])
-async def test_only_a_range_is_kept_for_a_second_look(
-    made: World, start: int, end: int | None, kept: bool
+@pytest.mark.parametrize(
+    ("size", "start", "end", "kept"),
+    [
+        (1_000_000, 0, None, True),
+        (5_000_000, 1, 900_000, True),
+        (5_000_000, 0, None, False),
+        pytest.param(18_000_000, 1, None, False, marks=pytest.mark.slow),
+    ],
+)
+async def test_what_somebody_looks_at_is_kept_and_what_is_copied_is_not(
+    made: World, size: int, start: int, end: int | None, kept: bool
 ) -> None:
-    raw = placeholder(made, os.urandom(1_000_000))
+    raw = placeholder(made, os.urandom(size))
     source = Watched(made)
     await whole(restoring(made, source), raw, start, end)
     assert set(source.kept) == {kept}
