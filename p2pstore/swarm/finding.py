@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from p2pstore.clock import Clock
@@ -59,13 +59,10 @@ class Finder:
         self._coming: dict[Tag, asyncio.Future[None]] = {}
         self._known: OrderedDict[Tag, tuple[float, tuple[NodeId, ...]]] = OrderedDict()
 
-    async def find(
-        self, asked: GetRequest, standing: str, but: Collection[NodeId] = ()
-    ) -> list[Link]:
-        """Links to nodes that say in the DHT that they have it, those in `but` left out."""
-        nodes = await self._nodes(asked, standing)
-        links = (self._peers.get(node) for node in nodes if node not in but)
-        return [link for link in links if link is not None and link.public_key != asked.asker]
+    async def find(self, asked: GetRequest, standing: str) -> list[Link]:
+        """Links to nodes that say in the DHT that they have it; the asker itself may be one."""
+        links = [self._peers.get(node) for node in await self._nodes(asked, standing)]
+        return [link for link in links if link is not None]
 
     async def _nodes(self, asked: GetRequest, standing: str) -> tuple[NodeId, ...]:
         tag = asked.tag
