@@ -118,6 +118,16 @@ class _Check:
             Problem(f"Bundle {short(one)}, kept for another device, is gone.", NOT_HERE, ITS_OWNER)
             for one in self._held.lost
         ]
+        said = " ".join(problem.text for problem in problems)
+        problems += [
+            Problem(
+                f"Of bundle {short(one)}, kept for another device, content or promise is damaged.",
+                DAMAGED,
+                ITS_OWNER,
+            )
+            for one in self._held.doubtful()
+            if short(one) not in said
+        ]
         lost = self._catalog.view(_lost_files)
         if lost:
             text = f"{lost:,} files need blocks that are nowhere."

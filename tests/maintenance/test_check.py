@@ -152,7 +152,8 @@ def test_damaged_catalog_is_told(world: World, held: HeldStore) -> None:
     assert [p.text for p in done.problems] == ["The catalog is damaged: row 3 missing from index"]
 
 
-def test_bundles_kept_for_others_are_read_too(world: World, held: HeldStore) -> None:
+def keep_one(world: World, held: HeldStore) -> str:
+    """For another device; its id."""
     elsewhere = DiskBundles(world.base / "elsewhere")
     index, made = sealed(elsewhere)
     upload = held.begin_put(signed_list(index), b"t" * 20, b"", int(NOW * 1000) + 10**9)
@@ -160,13 +161,31 @@ def test_bundles_kept_for_others_are_read_too(world: World, held: HeldStore) -> 
         upload.write(i, block.block)
     upload.finish()
     elsewhere.close()
+    return index.header.bundle_id.hex()
+
+
+def test_a_damaged_side_file_is_named(world: World, held: HeldStore) -> None:
+    keep_one(world, held)
+    (side,) = [path for path in held.root.rglob("*") if path.suffix == ".side"]
+    flip(side, 40)
+    held.close()
+    again = HeldStore(held.root, world.clock, boot_id="b")
+    for read_data in (False, True):
+        (problem,) = run(world, again, read_data=read_data).problems
+        assert "promise is damaged" in problem.text
+        assert "owner" in problem.remedy
+    again.close()
+
+
+def test_bundles_kept_for_others_are_read_too(world: World, held: HeldStore) -> None:
+    name = keep_one(world, held)
     sound = run(world, held)
     assert sound.problems == ()
     assert sound.bundles == 3
-    name = index.header.bundle_id.hex()
     flip(held.root / "bundles" / name[:2] / f"{name}.bundle", 128 + RECORD_HEAD + 7)
-    (problem,) = run(world, held).problems
-    assert "another device" in problem.text
+    for _ in range(2):
+        (problem,) = run(world, held).problems
+        assert "another device" in problem.text
 
 
 def test_stop_ends_it_soon(world: World, held: HeldStore) -> None:

@@ -119,6 +119,10 @@ class HeldStore:
         """Bundles whose lease ended more than `grace_ms` ago, the oldest first."""
         return [held for held in self.oldest() if held.lease_until_ms + grace_ms < now_ms]
 
+    def doubtful(self) -> list[BundleId]:
+        """Damaged, or with a side file that was: their owners' next PUT compares every block."""
+        return sorted(entry.side.bundle_id for entry in self._table.every() if entry.is_damaged)
+
     def oldest(self) -> HeldPage:
         """All that is held; whose lease ends first comes first."""
         lines = (entry.line for entry in self._table.every())
