@@ -15,7 +15,7 @@ from p2pstore.content import (
     encode_live_map,
 )
 from p2pstore.ids import BlockId, BundleId, GroupId, NodeId, Tag
-from p2pstore.store.bundles import BundleDamaged
+from p2pstore.store.bundles import BundleDamaged, BundleIds
 from p2pstore.store.disk import translated
 from p2pstore.store.held.maps import StaleMap, judged_map, live_bytes
 from p2pstore.store.held.promises import LOCK_S, Promises
@@ -119,7 +119,7 @@ class HeldStore:
         """Bundles whose lease ended more than `grace_ms` ago, the oldest first."""
         return [held for held in self.oldest() if held.lease_until_ms + grace_ms < now_ms]
 
-    def doubtful(self) -> list[BundleId]:
+    def doubtful(self) -> BundleIds:
         """Damaged, or with a side file that was: their owners' next PUT compares every block."""
         return sorted(entry.side.bundle_id for entry in self._table.every() if entry.is_damaged)
 
