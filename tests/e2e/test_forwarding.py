@@ -83,6 +83,7 @@ def street(tmp_path: Path) -> Iterator[Street]:
             ended(nodes)
 
 
+@pytest.mark.timeout(300)  # ten starts of a node
 def test_a_file_comes_over_two_nodes_that_have_none_of_it(street: Street) -> None:
     street.laptop.wait_connected(street.first, street.liar)
     street.second.wait_connected(street.holder, street.first)

@@ -42,6 +42,7 @@ def street(tmp_path: Path) -> Iterator[tuple[SpaceNode, SpaceNode, SpaceNode]]:
             ended(nodes)
 
 
+@pytest.mark.timeout(240)
 def test_both_hold_copies_for_each_other_and_bring_files_back(
     street: tuple[SpaceNode, SpaceNode, SpaceNode], tmp_path: Path
 ) -> None:
