@@ -309,24 +309,29 @@ class Source:
     async def _ask(
         self, call: Call, plan: Mapping[Link, Sequence[BundleId]], *, hops: int = MAX_HOPS
     ) -> None:
-        """Fetch what these peers have, all of them at once, until nothing more comes.
+        """Fetch what these peers have, all of them at once, until each was asked for what is left.
 
-        `hops` MAX_HOPS: from them only; 0: they may pass the request on.
+        A turn that brings nothing does not end it: one peer may have been asked for everything,
+        and the honest one be next. `hops` MAX_HOPS: from them only; 0: they may pass the request on.
         """
         while plan and call.missing:
-            before = len(call.missing)
             async with asyncio.TaskGroup() as group:
-                for link, bundles in plan.items():
-                    for _ in range(PER_PEER):
-                        group.create_task(self._work(call, link, bundles, len(plan), hops))
-            if len(call.missing) == before:
+                turns = [
+                    group.create_task(self._work(call, link, bundles, len(plan), hops))
+                    for link, bundles in plan.items()
+                    for _ in range(PER_PEER)
+                ]
+            if not any(turn.result() for turn in turns):
                 return
 
     async def _work(
         self, call: Call, link: Link, bundles: Sequence[BundleId], sharers: int, hops: int
-    ) -> None:
+    ) -> int:
+        """How many times that peer was asked."""
+        asked = 0
         while (part := call.take(link.node_id, bundles, sharers)) is not None:
             bundle, block_ids = part
+            asked += 1
             try:
                 async with self._lanes.one(link):
                     await self._get(call, link, bundle, block_ids, hops)
@@ -341,6 +346,7 @@ class Source:
                     self._shun(link.node_id)
             finally:
                 call.done(block_ids)
+        return asked
 
     async def _get(
         self, call: Call, link: Link, bundle: BundleId, block_ids: list[BlockId], hops: int

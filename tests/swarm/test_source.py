@@ -274,6 +274,32 @@ async def test_whoever_does_not_deliver_is_left_for_somebody_who_does(
     assert 1 <= asked.count("Get") <= 3
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_many_liars_do_not_hide_the_honest_one(world: World, is_known: bool) -> None:
+    """A few blocks are asked of one peer at a time: each liar costs a turn that brings nothing."""
+    a, honest, sealed = await held_elsewhere(world)
+    link = a.connections.get(honest.node_id)
+    assert link is not None
+    await link.close()
+    for i, answer in enumerate([nothing, refusal, unasked_blocks, wrong_bytes, refusal, nothing]):
+        liar = world.node(f"liar {i}")
+        await a.meet(liar)
+        a.holders[sealed.bundle_id].insert(i, liar.node_id)
+
+        async def handler(request: Request, answer: Answer = answer) -> None:
+            if isinstance(request.message, Get):
+                await answer(request, request.message)
+            elif isinstance(request.message, Have):
+                have = request.message
+                await request.reply(HaveReply((True,) * len(have.tags), (0,) * len(have.bundles)))
+
+        liar.transport.handler = handler
+    await a.meet(honest)  # the last of all that are linked
+    if not is_known:
+        a.holders.clear()
+    assert await a.source.blocks(sealed.wanted()) == sealed.content()
+
+
 @pytest.mark.slow
 async def test_a_stalling_peer_costs_a_while_once_and_not_the_blocks(world: World) -> None:
     a, sealed, asked = await with_liar(world, silence)
