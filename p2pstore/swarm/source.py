@@ -312,7 +312,7 @@ class Source:
         """Fetch what these peers have, all of them at once, until each was asked for what is left.
 
         A turn that brings nothing does not end it: one peer may have been asked for everything,
-        and the honest one be next. `hops` MAX_HOPS: from them only; 0: they may pass the request on.
+        and the honest one be next. `hops` MAX_HOPS: from them only; 0: they may pass it on.
         """
         while plan and call.missing:
             async with asyncio.TaskGroup() as group:
