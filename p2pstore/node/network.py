@@ -144,7 +144,7 @@ class Network:
             pool=pool,
             clock=clock,
             notes=SweepNotes(home.path / "announced"),
-            mark=self._where,
+            mark=config.network.encode(),
         )
         self.presence = Presence(
             self.connections,
@@ -279,7 +279,6 @@ class Network:
                 known = now
                 log.info("This node is now reached at %s:%d.", *now[0])
                 await self.dht.refresh_record()
-                self.announcer.announce_all_soon()
             if self.presence.local() != local:
                 local = self.presence.local()
                 self.presence.moved()
@@ -438,10 +437,6 @@ class Network:
     def _kept(self, bundle_id: BundleId, tag: Tag) -> None:
         del bundle_id
         self.announcer.announce_soon(tag)
-
-    def _where(self) -> bytes:
-        """What the announcements rest on: who asks the providers' addresses is sent there."""
-        return repr((self._config.network, self.addresses())).encode()
 
     def _tags(self) -> list[Tag]:
         """Of everything that is here, and those under which holders of a group are found."""

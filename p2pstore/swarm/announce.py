@@ -3,9 +3,10 @@
 What is here is told part by part of the key space (see `sweep`), each part every 12 hours; a claim
 ends after 24, so one missed turn loses nothing. Nothing is taken back: what is not announced again
 is forgotten by the network. New tags are collected for a few seconds and announced together; when
-more are waiting than is worth keeping apart, everything is told anew. So it is when we have another
-address, and when there are twice as many nodes as heard us: what was told to the few of a network
-that was just beginning is not found by the many.
+more are waiting than is worth keeping apart, everything is told anew. So it is when there are twice
+as many nodes as heard us: what was told to the few of a network that was just beginning is not
+found by the many. Another address of ours is no reason: a claim names the node, and where that is
+says its address record.
 
 How far a sweep has come is saved, for a node that starts again. Whether all parts will be told
 before the network forgets them is worked out from the pace so far; if not, that is an alarm.
@@ -90,13 +91,13 @@ class Announcer:
         pool: Executor,
         clock: Clock,
         notes: Notes | None = None,
-        mark: Callable[[], bytes] = bytes,
+        mark: bytes = b"",
         every_s: float = EVERY_S,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`tags` lists what is here, sealed and not in the trash; it is called in a thread.
 
-        `mark` is what the claims rest on (our addresses): saved progress under another is void.
+        `mark` says to whom it is told (the network's name): saved progress under another is void.
         """
         self._dht = dht
         self._tags = tags
@@ -115,6 +116,7 @@ class Announcer:
         self._saved_at = 0.0
         self._lookups = 0
         self._datagrams = 0
+        self._new_keys = 0  # told since the last sweep
         self._failures = 0
         self._last_error = ""
         self._failed_at: float | None = None
@@ -129,16 +131,11 @@ class Announcer:
             self._everything = True
         self._wake.set()
 
-    def announce_all_soon(self) -> None:
-        """The network is back, or we have another address."""
-        self._everything = True
-        self._wake.set()
-
     def state(self) -> Announcing:
         now = self._clock.wall()
         outlook = self._sweep.outlook(now)
         return Announcing(
-            keys=self._sweep.keys,
+            keys=self._sweep.keys + self._new_keys,
             parts=self._sweep.parts,
             parts_due=outlook.due,
             is_working=self._is_working,
@@ -157,7 +154,7 @@ class Announcer:
         """For ever; owned by whoever calls it."""
         if self._notes is not None:
             raw = await in_thread(self._pool, self._notes.load)
-            if raw is not None and self._sweep.load(raw, self._mark()):
+            if raw is not None and self._sweep.load(raw, self._mark):
                 log.debug("Going on with the announcements where they stopped.")
         while True:
             try:
@@ -204,6 +201,7 @@ class Announcer:
     async def _tell_parts(self) -> None:
         parts = self._sweep.lay_out(await in_thread(self._pool, lambda: list(self._tags())))
         self._waiting.clear()
+        self._new_keys = 0
         self._audience = self._dht.nodes()
         for part in self._sweep.due(self._clock.wall()):
             began = self._clock.monotonic()
@@ -223,6 +221,7 @@ class Announcer:
         waiting, self._waiting = self._waiting, {}
         try:
             await self._tell(list(waiting))
+            self._new_keys += len(waiting)
         except (P2PStoreError, OSError):
             self.announce_soon(*waiting)
             raise
@@ -241,7 +240,7 @@ class Announcer:
     async def _save(self) -> None:
         self._saved_at = self._clock.monotonic()
         if self._notes is not None:
-            await in_thread(self._pool, self._notes.save, self._sweep.encode(self._mark()))
+            await in_thread(self._pool, self._notes.save, self._sweep.encode(self._mark))
 
     def _watch(self) -> None:
         """Say so once when keys will be forgotten, and once when that is over."""

@@ -64,7 +64,7 @@ async def test_what_is_announced_is_counted(place: Place) -> None:
     async with place.running() as node:
         node.network.announcer._pause = lambda _: asyncio.sleep(0)
         await place.filled(node)
-        node.network.announcer.announce_all_soon()
+        node.network.announcer.announce_soon(*node.network.known.new_tags())
         while node.network.announcer.state().keys < 2:
             await asyncio.sleep(0.01)
         found = values(node)

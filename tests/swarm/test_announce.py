@@ -59,7 +59,7 @@ class Setting:
         self.here = [tag(1), tag(2), tag(1)]
         self.pauses: list[float] = []
         self.runner: asyncio.Task[None] | None = None
-        self.address = b"here"
+        self.mark = b"main"
         self.noted: bytes | None = None
 
     def load(self) -> bytes | None:
@@ -80,7 +80,7 @@ class Setting:
             pool=self.pool,
             clock=self.clock,
             notes=self,
-            mark=lambda: self.address,
+            mark=self.mark,
             pause=self.pause,
         )
         self.runner = asyncio.ensure_future(announcer.run())
@@ -122,6 +122,8 @@ async def test_new_tags_are_gathered_for_a_moment(setting: Setting) -> None:
     announcer.announce_soon(tag(3))
     announcer.announce_soon(tag(4), tag(3))
     assert await setting.network.next() == [tag(3), tag(4)]
+    await asyncio.sleep(0)
+    assert announcer.state().keys == 4
     assert setting.pauses == [announce_module.GATHER_S]
 
 
@@ -239,12 +241,12 @@ async def test_a_long_sweep_goes_on_after_a_restart(setting: Setting) -> None:
     assert len(setting.network.told) in (16, 17)  # one may have been told and not noted
 
 
-async def test_another_address_begins_the_sweep_anew(setting: Setting) -> None:
+async def test_another_network_begins_the_sweep_anew(setting: Setting) -> None:
     setting.here = many(10_000)
     setting.start()
     await all_told(setting, setting.here)
     await setting.stop()
-    setting.address = b"there"
+    setting.mark = b"other"
     setting.network.told.clear()
     setting.start()
     await all_told(setting, setting.here)
