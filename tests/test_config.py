@@ -153,6 +153,7 @@ def test_each_key_is_a_variable_and_survives_the_file(tmp_path: Path) -> None:
         "offer": "100GB",
         "offer_friends": "1GiB",
         "history": "60d",
+        "scrub_period": "45d",
     }
     assert set(given) == set(config.KEYS)
     assert {k.field for k in config.KEYS.values()} == set(Config.__struct_fields__)
