@@ -287,7 +287,7 @@ class _Filing:
             for name in blocks.roots_with(db, "rebuild:"):
                 if bytes.fromhex(name.removeprefix("rebuild:")) not in read.state.folders:
                     blocks.drop_root(db, name)
-            return anew.of_lost(db)
+            return anew.of_lost(db, self._now_ms)
 
         doubtful = self._catalog.write(change).result()
         return Completed(

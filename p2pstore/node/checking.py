@@ -184,7 +184,9 @@ class _Mending:
                 await node.healer.heal(bundle_id)
         except P2PStoreError as exc:
             if row is not None:
-                self._anew += await node.catalog.awrite(partial(_give_up, row, self._has(row)))
+                now_ms = int(node.clock.wall() * 1000)
+                give_up = partial(_give_up, row, self._has(row), now_ms)
+                self._anew += await node.catalog.awrite(give_up)
                 await node.healer.note(bundle_id)
             return {"healed": False, "remedy": f"connect a node that holds a copy ({exc})"}
         return {"healed": True, "remedy": ""}
@@ -208,12 +210,12 @@ class _Mending:
         node.catalog.write(lambda db: blocks.put_bundle(db, row)).result()
 
 
-def _give_up(row: blocks.BundleRow, is_here: bool, db: sqlite3.Connection) -> int:
+def _give_up(row: blocks.BundleRow, is_here: bool, now_ms: int, db: sqlite3.Connection) -> int:
     """Nothing new relies on it; how many originals are stored anew instead."""
     blocks.forget_chunks(db, row.id)
     if not is_here:
         blocks.move(db, row.id, BundleState.LOST, only_from=[BundleState.SEALED])
-    return anew.of_bundle(db, row.id)
+    return anew.of_bundle(db, row.id, now_ms)
 
 
 def _files_lost(db: sqlite3.Connection) -> int:

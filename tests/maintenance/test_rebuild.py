@@ -712,6 +712,25 @@ async def test_original_whose_blocks_are_nowhere_is_taken_anew(
     assert filled.file("a.txt").state == State.PLACEHOLDER, "it waits for a holder to come back"
 
 
+async def test_the_version_before_is_not_forgotten_when_its_blocks_are_nowhere_yet(
+    filled: World, elsewhere: DiskBundles
+) -> None:
+    """The original was edited since, and who holds the earlier version may only be late."""
+    needs = set(filled.bundles_of("stays.db"))
+    evict(filled, "stays.db", elsewhere)
+    (filled.folder / "stays.db").write_bytes(b"edited since")
+    filled.lose_catalog()
+    filled.rebuild()
+    await complete_with_holdings(filled.catalog, **complete_args(filled, Memory(elsewhere), [], []))
+    (old,) = filled.catalog.view(lambda db: files.history(db, filled.row, b"stays.db"))
+    assert open_manifest(old.manifest, filled.group.ring()).manifest.meta.size == len(b"database")
+    query = (
+        "SELECT b.bundle_id FROM history_bundles h JOIN bundles b ON b.id=h.bundle"
+        " WHERE h.history=?"
+    )
+    assert {one for (one,) in filled.catalog.read(query, (old.id,))} == needs
+
+
 async def test_index_that_is_not_here_is_fetched(filled: World, elsewhere: DiskBundles) -> None:
     (filled.folder / "a.txt.f").unlink()
     before = filled.everything()
