@@ -220,10 +220,14 @@ class Folders:
         return folder
 
     async def resume(self, directory: str, how: str | None) -> int:
-        """`accept`: a mass change is meant; `undo`: placeholders come back. Returns how many."""
+        """`accept`: a mass change is meant, or what a recovery has not found yet is given up;
+        `undo`: placeholders come back. Returns how many."""
         folder = self.at(directory)
-        if folder.entry.paused == RECOVERING:
-            raise Unavailable(f"{directory} is being recovered; it goes on by itself.")
+        if folder.entry.paused == RECOVERING and how != "accept":
+            raise Unavailable(
+                f"{directory} is being recovered; it goes on by itself. --accept goes on without "
+                "what is not back yet."
+            )
         if folder.losses.change is not None and how is None:
             lost, total = folder.losses.change
             raise UsageError(

@@ -25,6 +25,7 @@ from typing import Any
 from p2pstore.clock import Clock
 from p2pstore.content import Head, Kind, decode_head, head_order, verify_head
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
+from p2pstore.home import RECOVERING
 from p2pstore.ids import FolderId, NodeId
 from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.collect import Collector
@@ -248,6 +249,8 @@ class Maintenance:
         failed: list[Exception] = []
         async with self._writing:
             for folder in await in_thread(self._pool, self._catalog.view, folders.every):
+                if folder.paused == RECOVERING:
+                    continue  # the head that was taken over names more than is known here yet
                 try:
                     await self._write_head(folder)
                 except (P2PStoreError, OSError) as exc:

@@ -21,6 +21,7 @@ from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.folders import Folder
 from p2pstore.home import RECOVERING, Home
 from p2pstore.keys import root_of
+from p2pstore.maintenance import rebuild_state
 from p2pstore.members import (
     Recovered,
     Recovery,
@@ -32,12 +33,16 @@ from p2pstore.members import (
 from p2pstore.net import PeerBook
 from p2pstore.node.build import Node
 from p2pstore.node.seeking import PATIENCE_S, groups_met, seek
-from p2pstore.placement import TEMPORARY, TOO_LONG
+from p2pstore.placement import TAKEN, TEMPORARY, TOO_LONG
 from p2pstore.threads import in_thread
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 30.0
+RETRY_S, MAX_RETRY_S = 30.0, 600.0
+UNREAD = (
+    "Not everything in it is known yet: who keeps the rest of its list is not connected. It goes "
+    "on by itself while p2pstore runs; to go on without the rest: p2pstore resume --accept"
+)
 
 Json = dict[str, Any]
 Progress = Callable[[Json], None]
@@ -106,38 +111,56 @@ def _is_usable(place: Path) -> bool:
 async def lay_out(node: Node, progress: Progress = lambda _: None) -> list[Json]:
     """Placeholders for every folder that is being recovered, once the catalog is complete.
 
-    Returns what has none, and why. The first error of another kind ends it: called again it goes
-    on.
+    Returns what is not back yet, and why. A folder in which anything lacks goes on waiting:
+    watched, what lacks would be taken for deleted. The first error of another kind ends it: called
+    again it goes on.
     """
     await node.completed.wait()
     failed: list[Json] = []
     for folder in node.folders.all():
         if folder.entry.paused != RECOVERING:
             continue
-        done = await node.folders.lay_out(folder, progress)
-        for path, reason in done.failed:
-            name = os.fsencode(folder.path) + b"/" + path
-            try:
-                if reason != TOO_LONG:
-                    raise Unavailable(f"{os.fsdecode(name)} has no placeholder: {reason}.")
-                await _whole(node, folder, path)
-            except P2PStoreError as exc:
-                log.warning("%s", exc)
-                failed.append(_failure(name, exc))
-        await node.folders.recovered(folder)
+        lacks = await _lay_out_one(node, folder, progress)
+        if not lacks:
+            await node.folders.recovered(folder)
+        failed += lacks
+    return failed
+
+
+async def _lay_out_one(node: Node, folder: Folder, progress: Progress) -> list[Json]:
+    # Looked up first: what is filed while this works is laid out by the next attempt.
+    state = await in_thread(node.pool, rebuild_state, node.catalog)
+    done = await node.folders.lay_out(folder, progress)
+    failed: list[Json] = []
+    for path, reason in done.failed:
+        name = os.fsencode(folder.path) + b"/" + path
+        try:
+            if reason not in (TOO_LONG, TAKEN):
+                raise Unavailable(f"{os.fsdecode(name)} has no placeholder: {reason}.")
+            await _whole(node, folder, path)
+        except P2PStoreError as exc:
+            failed.append(_failure(name, exc))
+    if state is not None and folder.folder_id in state.folders:
+        failed.append(_failure(os.fsencode(folder.path), Unavailable(UNREAD)))
     return failed
 
 
 async def lay_out_until_done(node: Node) -> None:
-    """The same beside everything else: what fails (a disk that is not there) is tried again."""
+    """The same beside everything else: what fails (a disk that is not there, a holder that is
+    away) is tried again, more and more seldom."""
+    pause = RETRY_S
     while True:
         try:
-            await lay_out(node)
-            await in_thread(node.pool, recovered, node.home)
-            return
+            failed = await lay_out(node)
+            if not failed:
+                await in_thread(node.pool, recovered, node.home)
+                return
+            why = failed[0]["error"]["message"]
+            log.warning("%d files or folders are not back yet, for one: %s", len(failed), why)
         except (P2PStoreError, OSError) as exc:
             log.warning("The recovery goes on later: %s", exc)
-            await asyncio.sleep(RETRY_S)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, MAX_RETRY_S)
 
 
 async def _whole(node: Node, folder: Folder, path: bytes) -> None:
@@ -200,10 +223,12 @@ async def recover(
 
 async def _with_node(node: Node, progress: Progress, *, placeholders_only: bool) -> Json:
     async with node.running():
-        failed = await lay_out(node, progress)
+        failed_to_lay = await lay_out(node, progress)
+        failed = [*failed_to_lay]
         if not placeholders_only:
             failed += await bring_back(node, progress)
-        await in_thread(node.pool, recovered, node.home)
+        if not failed_to_lay:
+            await in_thread(node.pool, recovered, node.home)
         return {
             "group": node.group.group_id.hex(),
             "name": node.group.name,

@@ -11,7 +11,7 @@ from p2pstore.placement.arrive import (
     swap_path,
 )
 from p2pstore.placement.claim import Claim, Identity, Phase, Turned, claim
-from p2pstore.placement.lay import TOO_LONG, Laid, lay_link, lay_placeholders
+from p2pstore.placement.lay import TAKEN, TOO_LONG, Laid, lay_link, lay_placeholders
 from p2pstore.placement.nameless import PART
 from p2pstore.placement.replace import (
     SUFFIX,
@@ -46,6 +46,7 @@ __all__ = [
     "OWN",
     "PART",
     "SUFFIX",
+    "TAKEN",
     "TEMPORARY",
     "TOO_LONG",
     "TRASH",

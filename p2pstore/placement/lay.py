@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from stat import S_ISREG
 from typing import NamedTuple
 
 from p2pstore.placement.claim import Identity
@@ -16,6 +17,7 @@ from p2pstore.placement.replace import SUFFIX, write_all
 from p2pstore.placement.root import Directories, Root
 
 TOO_LONG = "name too long for .f"
+TAKEN = "name.f is taken"
 
 
 class Laid(NamedTuple):
@@ -30,7 +32,7 @@ def lay_placeholders(
 ) -> tuple[list[Laid], list[tuple[bytes, str]]]:
     """Make `path.f` of each (path, bytes of its `.f`, mtime in ns), durably.
 
-    Returns those that were made, and why others were not: something has the name, the name is too
+    Returns those that are there, and why others are not: something has the name, the name is too
     long. ENOSPC and the like end it; what was made before stays, and a repetition goes on.
     """
     made: list[tuple[bytes, Nameless]] = []
@@ -48,19 +50,37 @@ def lay_placeholders(
                 write_all(file.fd, raw)
                 os.utime(file.fd, ns=(mtime_ns, mtime_ns))
             root.sync()
+            raws = {path: raw for path, raw, _ in placeholders}
             for path, file in made:
                 directory, name = directories.parent(path)
                 try:
                     file.link(directories, directory, name + SUFFIX)
-                except FileExistsError:
-                    failed.append((path, "name.f is taken"))
-                else:
                     laid.append(Laid(path, Identity.of(os.fstat(file.fd))))
+                except FileExistsError:
+                    there = _laid_before(directory, name + SUFFIX, raws[path])
+                    if there is None:
+                        failed.append((path, TAKEN))
+                    else:
+                        laid.append(Laid(path, there))
         finally:
             for _, file in made:
                 file.close()
         root.sync()
     return laid, failed
+
+
+def _laid_before(directory: int, name: bytes, raw: bytes) -> Identity | None:
+    """What lies there when it is this very placeholder: an attempt that was cut short made it."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        stat = os.fstat(fd)
+        is_same = S_ISREG(stat.st_mode) and os.pread(fd, len(raw) + 1, 0) == raw
+        return Identity.of(stat) if is_same else None
+    finally:
+        os.close(fd)
 
 
 def lay_link(root: Root, path: bytes, target: bytes) -> os.stat_result | None:

@@ -76,6 +76,15 @@ def test_what_has_the_name_is_left(made: World) -> None:
     assert made.at(b"a.f").read_bytes() == b"a Fortran program"
 
 
+def test_a_placeholder_that_was_laid_before_a_crash_is_known_again(made: World) -> None:
+    replaced(made, b"a")
+    absent = [(row.id, row.state, 0, 0, 0, 0) for row in rows(made)]
+    made.catalog.write(lambda db: files.set_on_disk(db, absent)).result()
+    assert lay(made) == LaidOut(1, 0, ())
+    (row,) = rows(made)
+    assert row.ino == made.at(b"a.f").stat().st_ino
+
+
 def test_links_come_back_as_links(made: World) -> None:
     link = FileRow(made.row, b"sub/link", State.PROTECTED, "a link", kind="link", target=b"../a")
     made.catalog.write(lambda db: files.upsert_many(db, [link])).result()

@@ -12,6 +12,7 @@ import pytest
 from p2pstore.clock import SystemClock
 from p2pstore.content import Head, decode_head, encode_head, head_order, sign_head, verify_head
 from p2pstore.errors import NoRoom, Unavailable
+from p2pstore.home import RECOVERING
 from p2pstore.ids import FolderId, NodeId
 from p2pstore.maintenance import Maintenance, Swarm, loops
 from p2pstore.maintenance import service as module
@@ -180,6 +181,18 @@ async def test_one_folder_that_fails_does_not_stop_the_others(
         await k.maintenance.write_heads()
     assert list(k.heads) == [later]
     assert k.maintenance.world().clean == {later}
+
+
+async def test_a_folder_that_is_being_recovered_gets_no_new_head(group: Group) -> None:
+    """The head that was taken over leads to files of which this catalog has not heard yet."""
+    k = await keeper(group)
+    (row,) = k.device.catalog.view(folders.every)
+    k.device.catalog.write(lambda db: folders.set_paused(db, row.id, RECOVERING)).result()
+    await k.maintenance.write_heads()
+    assert not k.index.written
+    k.device.catalog.write(lambda db: folders.set_paused(db, row.id, "")).result()
+    await k.maintenance.write_heads()
+    assert k.index.written == [row.folder_id]
 
 
 async def test_a_bug_in_one_loop_ends_none(group: Group) -> None:
