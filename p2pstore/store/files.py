@@ -340,15 +340,19 @@ def keep_version(db: sqlite3.Connection, file: int, why: str, now_ms: int) -> in
 
 
 def retire(db: sqlite3.Connection, file: int, version: bytes, now_ms: int) -> int | None:
-    """The file was deleted: its version goes to the history, the row marks the deletion."""
+    """The file was deleted: its version goes to the history, the row marks the deletion.
+
+    Where its manifest lies stays known as long as the history has it: an index says so, and a
+    catalog that is made anew from that can still bring the file back.
+    """
     entry = keep_version(db, file, "deleted", now_ms)
     db.execute("DELETE FROM file_bundles WHERE file=?", (file,))
     db.execute("DELETE FROM manifests WHERE file=?", (file,))
     db.execute(
         "UPDATE files SET state='deleted', kind='deleted', reason='', version=?, hash=x'',"
         " file_size=0, size=0, ino=0, mtime_ns=0, ctime_ns=0, stored_bytes=0, last_use=?,"
-        " pinned=0, target=x'', manifest_ref=x'' WHERE id=?",
-        (version, now_ms, file),
+        " pinned=0, target=x'', manifest_ref=iif(?, manifest_ref, x'') WHERE id=?",
+        (version, now_ms, entry is not None, file),
     )
     return entry
 
@@ -420,5 +424,12 @@ def history_before(db: sqlite3.Connection, ended_before_ms: int, limit: int = PA
 
 def drop_history(db: sqlite3.Connection, entries: Sequence[int]) -> None:
     keys = [(entry,) for entry in entries]
+    query = "SELECT DISTINCT folder, path FROM history WHERE id IN ({keys})"
+    paths = list(rows_in(db, query, entries))
     db.executemany("DELETE FROM history_bundles WHERE history=?", keys)
     db.executemany("DELETE FROM history WHERE id=?", keys)
+    db.executemany(
+        "UPDATE files SET manifest_ref=x'' WHERE folder=?1 AND path=?2 AND state='deleted'"
+        " AND NOT EXISTS (SELECT 1 FROM history WHERE folder=?1 AND path=?2)",
+        paths,
+    )

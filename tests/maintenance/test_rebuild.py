@@ -356,6 +356,29 @@ def test_deletion_stays_known(filled: World) -> None:
     assert (row.state, row.version) == (State.DELETED, before.version)
 
 
+def test_a_deleted_file_can_be_brought_back_after_the_catalog_was_lost(filled: World) -> None:
+    filled.lose_catalog()
+    filled.rebuild()
+    (old,) = filled.catalog.view(lambda db: files.history(db, filled.row, b"gone.txt"))
+    assert (old.why, old.file_size) == ("deleted", len(b"soon deleted"))
+    query = "SELECT count(*) FROM history_bundles WHERE history=?"
+    assert filled.catalog.read(query, (old.id,)) == [(2,)]
+    filled.write_index()
+    filled.lose_catalog()
+    filled.rebuild()
+    assert filled.catalog.view(lambda db: files.history(db, filled.row, b"gone.txt")), "and again"
+
+
+def test_a_deletion_whose_days_are_over_names_nothing(filled: World) -> None:
+    (old,) = filled.catalog.view(lambda db: files.history(db, filled.row, b"gone.txt"))
+    filled.catalog.write(lambda db: files.drop_history(db, [old.id])).result()
+    filled.write_index()
+    filled.lose_catalog()
+    filled.rebuild()
+    assert filled.file("gone.txt").state == State.DELETED
+    assert filled.catalog.view(lambda db: files.history(db, filled.row, b"gone.txt")) == []
+
+
 def test_link_is_known_as_it_lies_there(world: World) -> None:
     (world.folder / "link").symlink_to("somewhere/else")
     (world.folder / "gone").symlink_to("nowhere")

@@ -114,6 +114,9 @@ class Others:
         self, lines: Sequence[IndexLine], local: Local, ours: Collection[BundleId]
     ) -> dict[tuple[BlockId, int], Named]:
         places: list[Place] = [(line.ref, line.entry) for line in lines if line.ref and line.entry]
+        gone = {
+            (e.block, e.offset) for line in lines if line.kind == "deleted" and (e := line.entry)
+        }
         found: dict[tuple[BlockId, int], Named] = {}
         fresh: list[Place] = []
         for ref, entry in places:
@@ -123,9 +126,11 @@ class Others:
             else:
                 fresh.append((ref, entry))
         for place, raw in zip(fresh, local.load_many(fresh), strict=True):
+            entry = place[1]
+            if raw is None and (entry.block, entry.offset) in gone:
+                continue  # a deleted file, whose days over there are over
             if raw is None:
                 raise Unavailable("A manifest that another device's index names cannot be read.")
-            entry = place[1]
             found[entry.block, entry.offset] = self._of_manifest(raw, place, local, ours)
         return found
 

@@ -204,6 +204,7 @@ class Filer:
             file_id=line.file_id,
             version=encoded(line.version),
             last_use=self._now_ms,
+            manifest_ref=msgspec.msgpack.encode(found.place) if found is not None else b"",
         )
         raw = found.raw if found is not None else b""
         return Filed(row, raw, line.version, references, self._is_own(found), (), True)

@@ -148,7 +148,11 @@ class Rows:
         references: References,
         own: bool,
     ) -> None:
-        """One more row of the history."""
+        """One more row of the history; the time of one that an index told of as well."""
+        told = "UPDATE history SET ended_at=?, why=? WHERE folder=? AND path=? AND manifest=?"
+        same = (int(old.ended_at), str(old.why), folder, old.path, old.manifest)
+        if db.execute(told, same).rowcount:
+            return
         number = db.execute(
             "INSERT INTO history (folder, path, file_id, version, manifest, hash, file_size,"
             " mtime_ns, ended_at, why) VALUES (?,?,?,?,?,?,?,?,?,?)",
