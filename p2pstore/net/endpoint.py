@@ -14,7 +14,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from nacl.signing import SigningKey
 
@@ -31,6 +31,18 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[None]]
 LinkWatcher = Callable[[Link, bool], None]
+
+
+class Traffic(NamedTuple):
+    """Bytes from and to peers."""
+
+    received: int = 0
+    sent: int = 0
+
+    def with_link(self, link: Link) -> Traffic:
+        if link.via is not None:
+            return self
+        return Traffic(self.received + link.received_bytes, self.sent + link.sent_bytes)
 
 
 class Transport(Protocol):
@@ -105,6 +117,7 @@ class Endpoint(ABC):
         self._links: set[Link] = set()
         self._addresses: Counter[str] = Counter()
         self._watchers: list[LinkWatcher] = []
+        self._ended_traffic = Traffic()  # of the links that are no more
         self._keeper: asyncio.Task[Any] | None = None
         self._closed = False
 
@@ -133,6 +146,16 @@ class Endpoint(ABC):
 
     def links(self) -> list[Link]:
         return [link for link in self._links if link.is_ready and not link.is_closed]
+
+    def traffic(self) -> Traffic:
+        """All that went over connections of this node's since its start, TLS not counted.
+
+        What goes through a peer is in the bytes of the connection to that peer.
+        """
+        total = self._ended_traffic
+        for link in self._links:
+            total = total.with_link(link)
+        return total
 
     @property
     def count(self) -> int:
@@ -250,6 +273,7 @@ class Endpoint(ABC):
 
     def gone(self, link: Link) -> None:
         self._links.discard(link)
+        self._ended_traffic = self._ended_traffic.with_link(link)
         if not link.is_dialled:
             origin = _origin(link.address, link.via)
             self._addresses[origin] -= 1

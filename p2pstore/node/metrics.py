@@ -49,6 +49,10 @@ def metrics(node: Node) -> bytes:
     gauge("devices_connected", "Devices of the group with a connection").set(
         len(node.network.devices())
     )
+    traffic = node.network.transport.traffic()
+    passed = gauge("peer_bytes", "Bytes that went between this and other nodes", "direction")
+    passed.labels("received").set(traffic.received)
+    passed.labels("sent").set(traffic.sent)
     trash = [batch for folder in node.folders.all() for batch in folder.trash()]
     gauge("trash_bytes", "Bytes of originals in the folders' trash").set(
         sum(item.size for batch in trash for item in batch.body.items)

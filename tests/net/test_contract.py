@@ -496,6 +496,25 @@ async def test_full_house_gives_a_strangers_place_to_a_device(nodes: Any, until:
     assert {link.role for link in server.links()} == {"device"}
 
 
+async def test_traffic_of_links_that_ended_is_still_counted(nodes: Any, until: Until) -> None:
+    async def serve(request: Request) -> None:
+        await request.reply(BLOCK, bytes(300_000), final=False)
+        await request.reply(GetDone())
+
+    link, server = await nodes.linked(serve)
+    client = next(node for node in nodes.made if node is not server)
+    async for _ in link.stream(Get(b"x", 0)):
+        pass
+    during = client.traffic()
+    assert 300_000 < during.received < 302_000
+    assert 0 < during.sent < 5_000
+    await link.close()
+    await until(lambda: client.count == 0 and server.count == 0)
+    assert client.traffic().received >= during.received
+    assert server.traffic().sent >= 300_000
+    assert server.traffic().received >= during.sent
+
+
 async def test_silent_peer_is_asked_and_dropped(nodes: Any, until: Until) -> None:
     link, server = await nodes.linked()
     await until(lambda: len(server.links()) == 1)

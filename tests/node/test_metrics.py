@@ -27,6 +27,7 @@ async def test_new_node_counts_nothing(place: Place) -> None:
         assert found["p2pstore_files", "placeholder"] == 0
         assert found["p2pstore_bundles", "sealed"] == 0
         assert found["p2pstore_peers_connected", ""] == 0
+        assert found["p2pstore_peer_bytes", "received"] == found["p2pstore_peer_bytes", "sent"] == 0
         assert found["p2pstore_healthy", ""] == 1
         assert found["p2pstore_words_confirmed", ""] == 0
 
