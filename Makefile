@@ -17,6 +17,7 @@ help:
 	@echo 'make test      everything that CI runs'
 	@echo 'make bench     speed and memory, beside restic and borg where installed; SIZE=small|full'
 	@echo 'make simulate  years of churn against the real policy: what is lost, with how many copies'
+	@echo 'make faults    hours of kills, power cuts, bad disks and liars: what is lost of your files'
 	@echo 'make env       the environment .venv alone;  make format  tidies the source'
 	@echo 'make lock      the lock files anew from pyproject.toml (needs uv)'
 
@@ -51,6 +52,10 @@ bench: env
 .PHONY: simulate
 simulate: env
 	@"$(PY)" -m tests.simulate --plots tests/simulate $(SIMULATE)
+
+.PHONY: faults
+faults: env
+	@"$(PY)" -m tests.faults $(FAULTS)
 
 # A wheel, so that nothing of the installed program is linked to this checkout; built in an
 # environment with nothing but the builder, since who installs needs no linters and no tests.

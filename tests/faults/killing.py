@@ -17,6 +17,7 @@ from tests.faults.world import (
     World,
     assert_journal_closed,
     assert_trash_known,
+    copied,
     world,
 )
 
@@ -146,7 +147,7 @@ class Killing:
     def _fresh(self) -> Path:
         at = self._base / "run"
         shutil.rmtree(at, ignore_errors=True)
-        shutil.copytree(self._start, at, symlinks=True)
+        copied(self._start, at)
         return at
 
 

@@ -13,13 +13,17 @@ from typing import Any
 from p2pstore import placement
 from p2pstore.folders import emptying, recovery
 from p2pstore.ingest import pipeline
+from p2pstore.maintenance import Evictor
 from p2pstore.placement import root as placement_root
+from p2pstore.policy import Confirmation
 from p2pstore.store import Catalog, disk
 
 # The door has functions of the same names.
 arrive, claim, replace, trash = (
     import_module(f"p2pstore.placement.{name}") for name in ("arrive", "claim", "replace", "trash")
 )
+
+LOCK_S = 600.0  # what a holder promises
 
 Patch = Callable[[Any, str, Any], None]  # setattr, or monkeypatch's
 
@@ -132,6 +136,19 @@ def _trash_not_hashed_again(patch: Patch) -> None:
     patch(trash, "_discard", discarded)
 
 
+def _evict_without_proofs(patch: Patch) -> None:
+    """What the catalog remembers of holders is taken for what they say now, under their lock."""
+
+    async def confirm(self: Any, attempt: Any) -> None:
+        world, known = self._known(attempt.row)
+        now = self._now(attempt)
+        attempt.confirmations += [
+            Confirmation(world.holders[copy.holder], now, now, now + LOCK_S) for copy in known
+        ]
+
+    patch(Evictor, "_confirm", confirm)
+
+
 MUTANTS: dict[str, Callable[[Patch], None]] = {
     "name before content": _name_before_content,
     "placeholder unlinked first": _placeholder_unlinked_first,
@@ -144,4 +161,5 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
     "no lease check after rename": _no_lease_check_after_rename,
     "no read back": _no_read_back,
     "trash not hashed again": _trash_not_hashed_again,
+    "evict without proofs": _evict_without_proofs,
 }

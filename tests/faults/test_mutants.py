@@ -20,6 +20,7 @@ from tests.faults.mutants import MUTANTS
 from tests.faults.test_kill import SCENARIOS, SEED
 from tests.faults.test_power import PowerCut
 from tests.faults.world import Oracle, World
+from tests.maintenance.nodes import Group
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 10.0
@@ -170,5 +171,28 @@ def test_acts_of_others_catch(
     assert caught == planted
 
 
+RELEASED = "evict without proofs"
+
+
+@pytest.mark.parametrize("planted", [False, True])
+async def test_holders_that_let_go_catch(
+    planted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if planted:
+        MUTANTS[RELEASED](monkeypatch.setattr)
+    group = Group(tmp_path)
+    try:
+        owner, *holders = await group.devices(3)
+        filed = owner.protect("one")
+        await owner.copy_to(*holders)
+        for holder in holders:
+            holder.held.release(filed.data.bundle_id)
+        await owner.evict(filed.data)
+        caught = group.copies_of(filed.data.bundle_id) == 0
+    finally:
+        await group.close()
+    assert caught == planted
+
+
 def test_every_mutant_is_tried() -> None:
-    assert KILLED.keys() | CUT.keys() | ACTS.keys() == MUTANTS.keys()
+    assert KILLED.keys() | CUT.keys() | ACTS.keys() | {RELEASED} == MUTANTS.keys()

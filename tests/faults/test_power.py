@@ -16,7 +16,7 @@ import pytest
 from tests.faults.killing import Killing, Scenario, Server
 from tests.faults.loop import Loop, why_not
 from tests.faults.test_kill import EVERY, SCENARIOS, SEED
-from tests.faults.world import world
+from tests.faults.world import copied, world
 
 pytestmark = [
     pytest.mark.root,
@@ -35,21 +35,23 @@ class PowerCut(Killing):
     nothing, as on another disk that wrote back at once: no sync of the one covers for the other.
     """
 
-    def __init__(self, server: Server, base: Path, scenario: Scenario, part: str) -> None:
+    def __init__(
+        self, server: Server, base: Path, scenario: Scenario, part: str, *, size: int = SIZE
+    ) -> None:
         self._server = server
         self._base = base
         self.scenario = scenario
         self._at = base / "world"
         self._at.mkdir()
         self._whole = part == "both"
-        self._loop = Loop(base / "image", self._at / ("" if self._whole else part), size=SIZE)
+        self._loop = Loop(base / "image", self._at / ("" if self._whole else part), size=size)
         self._loop.mount()
         with world(self._at) as made:
             scenario.prepare(made)
         self._loop.umount()
         shutil.copyfile(self._loop.image, base / "start image")
         if not self._whole:
-            shutil.copytree(self._at, base / "start", symlinks=True)
+            copied(self._at, base / "start")
 
     def _fresh(self) -> Path:
         if os.path.ismount(self._loop.at):
@@ -57,7 +59,7 @@ class PowerCut(Killing):
         shutil.copyfile(self._base / "start image", self._loop.image)
         if not self._whole:
             shutil.rmtree(self._at)
-            shutil.copytree(self._base / "start", self._at, symlinks=True)
+            copied(self._base / "start", self._at)
         self._loop.mount()
         return self._at
 

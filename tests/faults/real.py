@@ -1,0 +1,5 @@
+from tests.faults.table import Order, Row
+
+
+def real(order: Order) -> Row:
+    return Row("real")
