@@ -162,3 +162,17 @@ async def test_what_cannot_be_read_ends_the_turn(home: Upkeep, what: str) -> Non
     with pytest.raises(P2PStoreError):
         await home.turn()
     assert all(are_here(home, data))
+
+
+async def test_what_another_device_has_deleted_need_not_be_there_any_more(home: Upkeep) -> None:
+    other = Other(home)
+    home.put("a", pieces(1)[0])
+    ids = list(home.bundles_of("a"))
+    home.remove("a")
+    home.told = [other.index()]  # a line says that it is deleted, and where it lay
+    (names,) = [one for one in ids if home.store.size(one) < 50_000]
+    home.store.to_trash(names)
+    home.store.purge(names)
+    home.catalog.write(partial(_lose, names)).result()
+    await days(home, 70)
+    assert not any(are_here(home, ids))

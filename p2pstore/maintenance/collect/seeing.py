@@ -21,6 +21,7 @@ DAY_MS = 86_400_000
 KEPT_MS = 30 * DAY_MS  # as long as nobody names it
 UNNAMED_MS = DAY_MS  # as long as nobody ever named it
 GROUP_BLOCKS = 200_000  # of the bundles that are looked at together: about 20 MB of ids
+NOTED_AT_ONCE = 200  # bundles of one change
 WORTH_BYTES = 256 * 1024  # a new live map has every holder read the whole bundle
 WORTH_PART = 4  # ... so it takes this much, or a quarter of what is left
 
@@ -36,6 +37,14 @@ class Ripe(NamedTuple):
     dead: frozenset[int]  # blocks by index; empty: all of the bundle
 
 
+class _Seen(NamedTuple):
+    """What was found of a bundle: `dying.WHOLE`, bits, or None."""
+
+    row: BundleRow
+    stamp: bytes
+    dead: bytes | None
+
+
 class Seeing:
     """Looks through the bundles that this device opened. Everything blocks."""
 
@@ -48,13 +57,17 @@ class Seeing:
         stamps, known = self._catalog.view(lambda db: (dying.stamps(db), dying.examined(db)))
         done = 0
         for page in self._changed(stamps, known):
-            for group in self._groups(page, stamps, age_ms):
+            seen: list[_Seen] = []
+            for group in self._groups(page, stamps, seen):
                 if is_stopped():
                     return
                 named = roots.named(group)
                 for row in group:
                     if row.id in named:
-                        self._note_blocks(row, stamps[row.id], named[row.id], age_ms)
+                        seen += self._blocks(row, stamps[row.id], named[row.id])
+            for start in range(0, len(seen), NOTED_AT_ONCE):
+                part = seen[start : start + NOTED_AT_ONCE]
+                self._catalog.write(partial(_note, part, age_ms)).result()
             done += len(page)
             say("looks at what is still needed", done, len(stamps))
 
@@ -67,17 +80,16 @@ class Seeing:
             yield [row for row in page if row.own and known.get(row.id) != stamps.get(row.id, b"")]
 
     def _groups(
-        self, rows: Sequence[BundleRow], stamps: dict[int, bytes], age_ms: int
+        self, rows: Sequence[BundleRow], stamps: dict[int, bytes], seen: list[_Seen]
     ) -> Iterator[list[BundleRow]]:
-        """Those that are partly needed, a number of them at a time; the others are noted here."""
+        """Those that are partly needed, a number of them at a time; the others are `seen`."""
         group: list[BundleRow] = []
         size = 0
         for row in rows:
             stamp = stamps.get(row.id, b"")
             is_dead = self._catalog.view(partial(_judge, row))
             if is_dead is not None:
-                dead = dying.WHOLE if is_dead else None
-                self._catalog.write(partial(_note, row, stamp, dead, age_ms)).result()
+                seen.append(_Seen(row, stamp, dying.WHOLE if is_dead else None))
                 continue
             group.append(row)
             size += row.blocks
@@ -87,16 +99,16 @@ class Seeing:
         if group:
             yield group
 
-    def _note_blocks(self, row: BundleRow, stamp: bytes, named: set[BlockId], age_ms: int) -> None:
+    def _blocks(self, row: BundleRow, stamp: bytes, named: set[BlockId]) -> list[_Seen]:
+        """What is dying of a bundle; nothing when that cannot be told."""
         try:
             entries = self._store.index(row.bundle_id).blocks.entries
             live = self._store.live_map(row.bundle_id)
         except (Unavailable, IntegrityError) as exc:
             log.info("Bundle %s is looked at later: %s", short(row.bundle_id), exc)
-            return  # gone or damaged meanwhile: nothing is concluded, and it is not called seen
+            return []  # gone or damaged meanwhile: nothing is concluded, and it is not called seen
         dead = [i for i in live.indices() if entries[i].block_id not in named]
-        bits = dying.bits_of(dead, len(entries)) if dead else None
-        self._catalog.write(partial(_note, row, stamp, bits, age_ms)).result()
+        return [_Seen(row, stamp, dying.bits_of(dead, len(entries)) if dead else None)]
 
     # -- what has waited long enough ---------------------------------------------------------------
 
@@ -157,10 +169,9 @@ def _judge(row: BundleRow, db: sqlite3.Connection) -> bool | None:
     return None
 
 
-def _note(
-    row: BundleRow, stamp: bytes, dead: bytes | None, age_ms: int, db: sqlite3.Connection
-) -> bool:
-    return dying.note(db, row, stamp, dead, age_ms)
+def _note(seen: Sequence[_Seen], age_ms: int, db: sqlite3.Connection) -> None:
+    for row, stamp, dead in seen:
+        dying.note(db, row, stamp, dead, age_ms)
 
 
 def _dying(number: int, db: sqlite3.Connection) -> tuple[BundleRow | None, list[dying.Dying], bool]:
