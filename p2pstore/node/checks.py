@@ -259,7 +259,8 @@ def _limits(node: Node) -> Iterator[Json]:
             f"sudo sysctl fs.inotify.max_user_watches={max(2 * wanted, 524_288)}",
         )
     else:
-        yield _ok(f"{directories:,} directories are watched; the system allows {limit:,} watches.")
+        watched = "1 directory is" if directories == 1 else f"{directories:,} directories are"
+        yield _ok(f"{watched} watched; the system allows {limit:,} watches.")
 
 
 def _directories(node: Node, folder: Folder) -> int:
