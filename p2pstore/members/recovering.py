@@ -33,7 +33,9 @@ from p2pstore.content import (
     Head,
     Keyring,
     Manifest,
+    SignedHead,
     encode_head,
+    head_order,
     note_of,
     open_manifest,
     seal_manifest,
@@ -42,6 +44,7 @@ from p2pstore.content import (
 from p2pstore.durable import replace_file
 from p2pstore.errors import (
     FormatError,
+    NoRoom,
     NotAllowed,
     P2PStoreError,
     RemoteProtocolError,
@@ -63,7 +66,7 @@ from p2pstore.keys import (
     root_of,
     verify_chain,
 )
-from p2pstore.members.shelf import Shelved, open_head
+from p2pstore.members.shelf import MAX_HEADS, Key, Shelved, open_head
 from p2pstore.net import STRANGER, Link
 from p2pstore.placement import Root
 from p2pstore.wire import VERSIONS, GetHeads, Heads, Hello
@@ -116,7 +119,8 @@ class Recovery:
             self._root, device=self.device, admin=self._admin, name=name, now_ms=self._now_ms
         )
         self.state: GroupState | None = None
-        self._heads: dict[bytes, Shelved] = {}
+        self.news = 0  # states and heads that were newer than what was known
+        self._heads: dict[Key, Shelved] = {}
         self._answered: set[NodeId] = set()
         self._groups_met: set[PublicKey] = set()
 
@@ -155,7 +159,7 @@ class Recovery:
         took = self._take_states(reply.states, str(link))
         for raw in reply.heads:
             try:
-                self._heads[raw] = open_head(raw)
+                self._keep(open_head(raw))
             except P2PStoreError as exc:
                 log.warning("A head from %s was refused: %s", link, exc)
         if took and link.role == Role.DEVICE.value:
@@ -169,11 +173,30 @@ class Recovery:
                 state = GroupState.decode(raw)
                 if state.group_public != self._group:
                     raise FormatError("it is that of another group")
-                self.state = state if self.state is None else merge(self.state, state)
+                merged = state if self.state is None else merge(self.state, state)
+                self.news += self.state is None or merged.raw != self.state.raw
+                self.state = merged
                 took = True
             except P2PStoreError as exc:
                 log.warning("A group state from %s was refused: %s", whose, exc)
         return took
+
+    def _keep(self, shelved: Shelved) -> None:
+        """The newest of each folder and device, by the device's own count: a clock may be wrong."""
+        head, signed = shelved.head, shelved.signed
+        self._refuse_outsider(signed, frozenset())
+        key = (head.folder, head.device)
+        known = self._heads.get(key)
+        if known is None and len(self._heads) == MAX_HEADS:
+            raise NoRoom("there are more of them than anybody keeps for one group")
+        if known is None or head_order(known.head) < head_order(head):
+            self._heads[key] = shelved
+            self.news += 1
+
+    def _refuse_outsider(self, signed: SignedHead, revoked: frozenset[PublicKey]) -> None:
+        role = verify_chain(signed.chain, self._group, revoked, signed.signer).role
+        if role not in (Role.DEVICE, Role.ADMIN):
+            raise FormatError("no device of the group signed it")
 
     def why_nobody(self, words: str) -> str | None:
         """The wrong word, when the peers that were met belong to the group of nearly these."""
@@ -183,13 +206,14 @@ class Recovery:
 
     def settle(
         self,
-        place: Callable[[str, str], Path],
+        place: Callable[[FolderId, str, str], Path],
         *,
         random: Callable[[int], bytes] = os.urandom,
     ) -> Recovered:
         """Write HOME, durably; afterwards a node can run on it.
 
-        `place` chooses a folder's directory from its name and the path that it had ("": unknown).
+        `place` chooses a folder's directory from its id, its name and the path that it had ("":
+        unknown).
         Blocks. Unavailable before a holder has answered.
         """
         if self.state is None:
@@ -233,7 +257,7 @@ class Recovery:
         """The newest head of each folder, and the folders that a device has which answered."""
         found: dict[FolderId, list[_Found]] = {}
         for shelved in self._heads.values():
-            one = _opened(shelved, state, ring)
+            one = self._opened(shelved, state, ring)
             if one is not None:
                 found.setdefault(one.head.folder, []).append(one)
         chosen: list[_Found] = []
@@ -247,6 +271,18 @@ class Recovery:
                 chosen.append(newest)
         chosen.sort(key=_name)
         return chosen, tuple(sorted(left))
+
+    def _opened(self, shelved: Shelved, state: GroupState, ring: Keyring) -> _Found | None:
+        """The head, when a device of the group signed it and the index that it names."""
+        try:
+            self._refuse_outsider(shelved.signed, state.revoked)
+            opened = open_manifest(shelved.head.manifest, ring)
+            if opened.signer != shelved.signed.signer or opened.manifest.kind != "index":
+                raise FormatError("it does not name an index of its device")
+            return _Found(shelved.head, opened.manifest, note_of(opened.manifest.meta))
+        except P2PStoreError as exc:
+            log.warning("A head is not believed: %s", exc)
+            return None
 
 
 def is_cut_short(home: Home) -> bool:
@@ -276,25 +312,9 @@ def _clear(home: Home) -> None:
     shutil.rmtree(home.path / "heads", ignore_errors=True)
 
 
-def _opened(shelved: Shelved, state: GroupState, ring: Keyring) -> _Found | None:
-    """The head, when a device of the group signed it and the index that it names."""
-    signer = shelved.signed.signer
-    try:
-        certified = verify_chain(shelved.signed.chain, state.group_public, state.revoked, signer)
-        if certified.role not in (Role.DEVICE, Role.ADMIN):
-            raise FormatError("no device of the group signed it")
-        opened = open_manifest(shelved.head.manifest, ring)
-        if opened.signer != signer or opened.manifest.kind != "index":
-            raise FormatError("it does not name an index of its device")
-        return _Found(shelved.head, opened.manifest, note_of(opened.manifest.meta))
-    except P2PStoreError as exc:
-        log.warning("A head is not believed: %s", exc)
-        return None
-
-
-def _make_folder(found: _Found, place: Callable[[str, str], Path]) -> WatchedFolder:
+def _make_folder(found: _Found, place: Callable[[FolderId, str, str], Path]) -> WatchedFolder:
     name = _name(found)
-    path = place(name, os.fsdecode(found.note.path))
+    path = place(found.head.folder, name, os.fsdecode(found.note.path))
     path.mkdir(parents=True, exist_ok=True)
     path = path.resolve()
     Root.mark(path, found.head.folder)

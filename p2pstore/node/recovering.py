@@ -20,6 +20,7 @@ from p2pstore.config import Address, Config
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.folders import Folder
 from p2pstore.home import RECOVERING, Home
+from p2pstore.ids import FolderId
 from p2pstore.keys import root_of
 from p2pstore.maintenance import rebuild_state
 from p2pstore.members import (
@@ -33,7 +34,8 @@ from p2pstore.members import (
 from p2pstore.net import PeerBook
 from p2pstore.node.build import Node
 from p2pstore.node.seeking import PATIENCE_S, groups_met, seek
-from p2pstore.placement import TAKEN, TEMPORARY, TOO_LONG
+from p2pstore.placement import TAKEN, TEMPORARY, TOO_LONG, Root
+from p2pstore.policy import refuse_folder
 from p2pstore.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -73,28 +75,54 @@ async def from_words(
     book = PeerBook(home.path / "peers.json")
     await seek(recovery, words, config, book, clock, progress, patience_s=patience_s)
     book.save()
-    return await asyncio.to_thread(recovery.settle, lambda name, was: choose_place(name, was, to))
+    return await asyncio.to_thread(recovery.settle, Places(home.path, to).choose)
 
 
-def choose_place(name: str, was: str, to: Path | None) -> Path:
-    """Where a folder comes back: below `to`, or where it was, or in the user's home directory; in
-    a directory of its own, where nothing is yet."""
-    name = os.path.basename(name) or "folder"
-    places = [to / name] if to is not None else []
-    if to is None and os.path.isabs(was):
-        places.append(Path(was))
-    if to is None:
-        places.append(Path.home() / name)
-    last = places[-1]
-    places += [last.with_name(f"{name}.recovered-{number}") for number in range(1, 100)]
-    for place in places:
-        if _is_usable(place):
-            return place
-    raise UsageError(f"{last} exists, and so do the names beside it: p2pstore recover --to DIR")
+class Places:
+    """Chooses where folders come back, each in a directory of its own in which nothing is yet.
+
+    What a note says of the place was written on another computer, perhaps by somebody who had
+    stolen it: nothing comes back where no folder may be watched, nor in a hidden directory, where
+    nobody looks and programs find what they are to run.
+    """
+
+    def __init__(self, home: Path, to: Path | None) -> None:
+        self._home = home
+        self._to = to
+        self._chosen: list[Path] = []
+
+    def choose(self, folder_id: FolderId, name: str, was: str) -> Path:
+        """Below `to`, or where it was, or in the user's home directory."""
+        name = os.path.basename(name) or "folder"
+        if self._to is not None:
+            places = [self._to / name]
+        else:
+            visible = name.lstrip(".") or "folder"
+            places = [Path(was)] if _is_open_path(was) else []
+            places.append(Path.home() / visible)
+        last = places[-1]
+        places += [last.with_name(f"{last.name}.recovered-{number}") for number in range(1, 100)]
+        for place in places:
+            real = Path(os.path.realpath(place))
+            if self._is_free(real) and _is_usable(real, folder_id):
+                self._chosen.append(real)
+                return real
+        raise UsageError(f"{last} exists, and so do the names beside it: p2pstore recover --to DIR")
+
+    def _is_free(self, place: Path) -> bool:
+        home = Path(os.path.realpath(self._home))
+        refused = refuse_folder(place, Path.home(), home, self._chosen, frozenset())
+        return refused is None and place not in self._chosen
 
 
-def _is_usable(place: Path) -> bool:
-    """Missing, or with nothing of a user's in it; and it can be made."""
+def _is_open_path(was: str) -> bool:
+    """An absolute path without a hidden directory."""
+    parts = Path(was).parts
+    return os.path.isabs(was) and "\0" not in was and not any(p.startswith(".") for p in parts)
+
+
+def _is_usable(place: Path, folder_id: FolderId) -> bool:
+    """Missing, or empty but for what an earlier attempt left; and it can be made."""
     try:
         there = {entry.name for entry in place.iterdir()}
     except FileNotFoundError:
@@ -102,7 +130,7 @@ def _is_usable(place: Path) -> bool:
         return parent.is_dir() and os.access(parent, os.W_OK)
     except OSError:
         return False
-    return there <= {".p2pstore"}
+    return there <= {".p2pstore"} and Root.marker(place) in (None, folder_id.hex())
 
 
 # -- with a node -----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from p2pstore.content import (
     sign_head,
     verify_head,
 )
-from p2pstore.errors import Unavailable, UsageError
+from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.home import RECOVERING, Home
 from p2pstore.ids import FileId, FolderId
 from p2pstore.keys import Role, public_key_of, root_of, words_of
@@ -37,6 +37,7 @@ from p2pstore.members import (
     join,
     recovered,
 )
+from p2pstore.members.shelf import open_head
 from p2pstore.net import Link
 
 from .conftest import FOLDER, Member, World
@@ -95,7 +96,7 @@ class Attempt:
         link: Link = await self.transport.dial(*member.address, expect=member.group.node_id)
         return await self.recovery.ask(link)
 
-    def place(self, name: str, was: str) -> Path:
+    def place(self, folder: FolderId, name: str, was: str) -> Path:
         return self.world.root / "back" / name
 
     def settle(self) -> Group:
@@ -169,8 +170,46 @@ async def test_the_last_index_wins_whichever_device_wrote_it(world: World) -> No
     attempt = Attempt(world, words_of_home(laptop))
     asked: list[str] = []
     await attempt.ask(nas)
-    attempt.recovery.settle(lambda name, was: asked.append(was) or world.root / "b" / name)
+    attempt.recovery.settle(lambda _, name, was: asked.append(was) or world.root / "b" / name)
     assert asked == ["/newest"]
+
+
+async def test_of_one_device_its_own_count_decides_not_a_clock(world: World) -> None:
+    """The clock was set back between the two indexes."""
+    laptop, nas = await laptop_and_nas(world)
+    old = await world.device(laptop, "old")
+    await old.exchange.publish(index_head(old, seq=1, written=9, path=b"/older"))
+    attempt = Attempt(world, words_of_home(laptop))
+    await attempt.ask(old)
+    await nas.exchange.pull(await nas.dial(laptop))
+    await old.exchange.publish(index_head(old, seq=2, written=5, path=b"/newer"))
+    await old.exchange.push([await old.dial(nas)])
+    await attempt.ask(nas)
+    attempt.recovery._answered.clear()
+    asked: list[str] = []
+    attempt.recovery.settle(lambda _, name, was: asked.append(was) or world.root / "b" / name)
+    assert asked == ["/newer"]
+
+
+async def test_what_brings_nothing_new_is_no_news(world: World) -> None:
+    """Who seeks goes on after news: the same, told by ever more nodes, must not hold it up."""
+    laptop, nas = await laptop_and_nas(world)
+    attempt = Attempt(world, words_of_home(laptop))
+    assert await attempt.ask(nas)
+    told = attempt.recovery.news
+    assert told > 0
+    assert await attempt.ask(laptop)
+    assert attempt.recovery.news == told
+
+
+async def test_heads_of_outsiders_are_not_even_kept(world: World) -> None:
+    """They cost whoever makes them nothing, and memory here."""
+    laptop, _ = await laptop_and_nas(world)
+    stranger = await world.founder("stranger")
+    attempt = Attempt(world, words_of_home(laptop))
+    with pytest.raises(P2PStoreError):
+        attempt.recovery._keep(open_head(index_head(stranger)))
+    assert not attempt.recovery._heads
 
 
 async def test_a_folder_of_a_device_that_is_there_is_left_to_it(world: World) -> None:
