@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nacl.signing import SigningKey
@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 3.0  # after the last news: others may know something newer
 PATIENCE_S = 60.0  # without any answer
-LOOK_S = 5.0  # between questions to the DHT
+LOOK_S = 5.0  # between questions to the DHT, and the most that its first answer is waited for
+MAX_MET = 512  # nodes: who names ever more of them, all his own, keeps nobody busy for ever
+AT_ONCE = 32
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -47,8 +49,9 @@ class Seeker:
         self._transport = TlsTransport(
             recovery.device, hello=recovery.hello, role_of=recovery.role_of, clock=clock
         )
-        self._dialled: set[NodeId | Address] = set()
-        self._news = asyncio.Event()
+        self._dialled: set[NodeId] = set()
+        self._free = asyncio.Semaphore(AT_ONCE)
+        self._news, self._looked = asyncio.Event(), asyncio.Event()
         self._asked = 0
         self.answered: list[str] = []
         self._group: asyncio.TaskGroup | None = None
@@ -76,15 +79,12 @@ class Seeker:
             await self._transport.close()
 
     async def _wait(self, patience_s: float) -> None:
-        pause = patience_s
-        while True:
-            try:
-                async with asyncio.timeout(pause):
-                    await self._news.wait()
-            except TimeoutError:
-                return
+        if not await _comes(self._news, patience_s):
+            return
+        await _comes(self._looked, LOOK_S)  # whom the DHT names may know of something newer
+        while self._news.is_set():
             self._news.clear()
-            pause = GATHER_S
+            await _comes(self._news, GATHER_S)
 
     # -- ways -------------------------------------------------------------------------------------
 
@@ -122,19 +122,15 @@ class Seeker:
                 log.debug("The DHT could not be asked: %s", exc)
             else:
                 for record in found.get(tag, ()):
-                    self._try(record)
+                    self._try(record.node_id, record.addresses)
+            self._looked.set()
             await asyncio.sleep(LOOK_S)
 
     async def _discover(self) -> Discovery | None:
         if not self._config.mdns or self._is_loopback():
             return None
 
-        def found(node_id: NodeId, addresses: tuple[Address, ...]) -> None:
-            if self._group is not None and node_id not in self._dialled:
-                self._dialled.add(node_id)
-                self._group.create_task(self._meet_any(node_id, addresses))
-
-        discovery = Discovery(self._recovery.node_id, self._config.network, 0, found)
+        discovery = Discovery(self._recovery.node_id, self._config.network, 0, self._try)
         try:
             await discovery.start()
         except OSError as exc:
@@ -143,15 +139,17 @@ class Seeker:
 
     # -- meeting ----------------------------------------------------------------------------------
 
-    def _try(self, record: PeerRecord) -> None:
-        if self._group is not None and record.node_id not in self._dialled:
-            self._dialled.add(record.node_id)
-            self._group.create_task(self._meet_any(record.node_id, record.addresses))
+    def _try(self, node_id: NodeId, addresses: Sequence[Address]) -> None:
+        is_new = node_id not in self._dialled and len(self._dialled) < MAX_MET
+        if self._group is not None and is_new:
+            self._dialled.add(node_id)
+            self._group.create_task(self._meet_any(node_id, addresses))
 
-    async def _meet_any(self, node_id: NodeId, addresses: Iterable[Address]) -> None:
-        for address in addresses:
-            if await self._meet(address, node_id):
-                return
+    async def _meet_any(self, node_id: NodeId, addresses: Sequence[Address]) -> None:
+        async with self._free:
+            for address in addresses:
+                if self._group is None or await self._meet(address, node_id):
+                    return
 
     async def _meet(self, address: Address, expect: NodeId | None) -> bool:
         """Whether somebody answered there, of whatever group."""
@@ -166,9 +164,11 @@ class Seeker:
 
     async def _ask(self, link: Link) -> None:
         self._asked += 1
+        before = self._recovery.news
         if await self._recovery.ask(link):
             self._book.note_link(link, int(self._clock.wall() * 1000))
             self.answered.append(link.hello.name)
+        if self._recovery.news != before:
             self._news.set()
         self._progress(
             {"stage": "seek", "text": f"{self._asked} nodes asked, {len(self.answered)} of them "
@@ -177,7 +177,15 @@ class Seeker:
         reply, _ = await link.request(GetPeers())
         if isinstance(reply, Peers):
             for raw in reply.records:
-                self._try(verify_record(raw))
+                record = verify_record(raw)
+                self._try(record.node_id, record.addresses)
+
+
+async def _comes(event: asyncio.Event, within_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    return event.is_set()
 
 
 async def groups_met(config: Config) -> set[PublicKey]:
