@@ -100,9 +100,10 @@ class Recovery:
     def __init__(self, home: Home, words: str, *, name: str, network: str, now: float) -> None:
         """UsageError: the words are none, or an identity lives in this HOME."""
         self._root = root_of(words)
-        if home.exists and not is_cut_short(home):
+        if (home.exists or home.was_used) and not is_cut_short(home):
+            has = "already has" if home.exists else "once had"
             raise UsageError(
-                f"{home.path} already has an identity. Recover into a new home: "
+                f"{home.path} {has} an identity. Recover into a new home: "
                 "p2pstore --home DIR recover"
             )
         self._home = home

@@ -17,8 +17,9 @@ import msgspec
 from p2pstore.durable import replace_file
 from p2pstore.errors import P2PStoreError
 from p2pstore.ids import NodeId, PublicKey, short
+from p2pstore.keys import Role, verify_chain
 from p2pstore.net.link import STRANGER, Address, Link
-from p2pstore.wire import MAX_ADDRESSES, verify_record
+from p2pstore.wire import MAX_ADDRESSES, Hello, verify_record
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ MAX_FILE = 16 * 1024 * 1024
 
 class KnownPeer(msgspec.Struct, frozen=True):
     """`addresses`: the one that worked last comes first. `record`: newest signed one, or empty.
-    `group`: the public key of the group that it said it is of."""
+    `group`: the public key of the group that it has shown to be a device of."""
 
     node_id: NodeId
     addresses: tuple[Address, ...] = ()
@@ -131,7 +132,7 @@ class PeerBook:
                 name=link.hello.name or known.name,
                 role=link.role,
                 last_seen_ms=now_ms,
-                group=link.hello.group or known.group,
+                group=_proven_group(link.hello) or known.group,
             )
         )
 
@@ -168,6 +169,18 @@ class PeerBook:
             return
         self.is_changed = False
         replace_file(self._path, self.encode())
+
+
+def _proven_group(hello: Hello) -> PublicKey | None:
+    """Its group, by its certificates. Copies and rooms are reckoned by group: who could claim that
+    of others would be taken for them. Whether it was revoked there only its group's state says."""
+    if hello.group is None:
+        return None
+    try:
+        role = verify_chain(hello.chain, hello.group, frozenset(), hello.public_key).role
+    except P2PStoreError:
+        return None
+    return hello.group if role in (Role.ADMIN, Role.DEVICE) else None
 
 
 def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:

@@ -160,6 +160,24 @@ async def test_a_link_for_a_friend_makes_no_device(world: World) -> None:
         laptop.invitations.create("admin")
 
 
+async def test_a_device_cannot_become_a_friend_of_its_own_group(world: World) -> None:
+    laptop = await world.founder()
+    nas = await world.device(laptop, "nas")
+    with pytest.raises(UsageError, match="a device of the group already"):
+        await join(
+            nas.home,
+            laptop.invitations.create("friend").link,
+            device=nas.group.device,
+            name="nas",
+            network="main",
+            dial=nas.dial_to,
+            group=nas.group,
+            kept=nas.exchange.kept,
+        )
+    assert laptop.group.state.role_of(nas.group.public) is Role.DEVICE
+    assert nas.exchange.kept.groups() == []
+
+
 async def test_a_friend_keeps_the_own_group_and_reads_nothing(world: World) -> None:
     laptop, anna = await world.founder(), await world.founder("anna")
     joined = await join(

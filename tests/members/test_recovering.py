@@ -316,6 +316,17 @@ async def test_a_home_with_an_identity_is_not_touched(world: World) -> None:
         Attempt(world, words_of_home(laptop), "laptop")
 
 
+@pytest.mark.parametrize("left", ["folders.json", "catalog.sqlite", "incarnation"])
+async def test_a_home_that_lost_its_keys_is_not_touched(world: World, left: str) -> None:
+    """What is left of it may be all that says where files are."""
+    laptop = await world.founder()
+    damaged = world.home("damaged")
+    damaged.make_directory()
+    (damaged.path / left).write_bytes(b"x")
+    with pytest.raises(UsageError, match="once had an identity"):
+        Recovery(damaged, words_of_home(laptop), name="x", network="main", now=0)
+
+
 async def test_what_was_cut_short_is_begun_anew(world: World) -> None:
     laptop, nas = await laptop_and_nas(world)
     attempt = Attempt(world, words_of_home(laptop))

@@ -3,14 +3,17 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from nacl.signing import SigningKey
 
-from p2pstore.ids import NodeId, PublicKey
+from p2pstore.ids import NodeId, PublicKey, node_id_of
+from p2pstore.keys import group_signing_key, public_key_of, recovery_chain
 from p2pstore.net import PeerBook
 from p2pstore.net import peers as module
-from p2pstore.wire import PeerRecord, sign_record
+from p2pstore.wire import VERSIONS, Hello, PeerRecord, sign_record
 
 KEY = SigningKey(bytes(range(32)))
 PUBLIC = PublicKey(bytes(KEY.verify_key))
@@ -95,3 +98,22 @@ def test_forgotten_peer_is_gone() -> None:
     assert known is not None
     book.forget(known.node_id)
     assert book.get(known.node_id) is None
+
+
+def test_only_a_group_that_is_proven_is_noted() -> None:
+    """Who could claim another's group would be counted, and given room, as a node of that one."""
+    root, book = bytes(32), PeerBook()
+    group = public_key_of(group_signing_key(root))
+    chain = recovery_chain(root, device=KEY, admin=SigningKey(b"a" * 32), name="nas", now_ms=1)
+
+    def noted(group: PublicKey, chain: bytes) -> PublicKey | None:
+        hello = Hello("main", VERSIONS, PUBLIC, chain=chain, group=group)
+        link: Any = SimpleNamespace(
+            node_id=node_id_of(PUBLIC), public_key=PUBLIC, hello=hello, is_dialled=False, role="x"
+        )
+        return book.note_link(link, 1).group
+
+    assert noted(group, b"") is None
+    assert noted(public_key_of(SigningKey(b"o" * 32)), chain) is None
+    assert noted(group, chain) == group
+    assert noted(public_key_of(SigningKey(b"o" * 32)), chain) == group, "what was proven stays"
