@@ -66,6 +66,7 @@ class Canvas:
             self.fill(x + (to_x - x) * share, y + (to_y - y) * share, 2, 2, colour)
 
     def text(self, x: float, y: float, text: str, colour: int = BLACK) -> None:
+        x, y = round(x), round(y)  # a letter of half points would lose some
         for place, letter in enumerate(text):
             for column, points in enumerate(bytes.fromhex(_FONT[letter])):
                 for row in range(8):
