@@ -97,11 +97,25 @@ class Ledger:
         return self._catalog.view(look)
 
     def evicted_lacking(
-        self, world: World, limit: int, *, left_out: Collection[int] = ()
+        self,
+        world: World,
+        limit: int,
+        *,
+        connected: Collection[NodeId],
+        left_out: Collection[int] = (),
     ) -> list[tuple[BundleRow, Sequence[Copy], int, int]]:
-        """Bundles of ours that do not lie here and have too few copies: with those copies,
-        min_copies and target. Those with the fewest come first."""
+        """Bundles that do not lie here and have too few copies: with those copies, min_copies and
+        target. Those with the fewest come first.
+
+        Only what can be mended now, by a holder that is connected and has it, and a taker that has
+        it not: many that cannot would hide the others behind them.
+        """
         settings = self.settings()
+        able = (
+            f"EXISTS ({_AT.format(what='1', nodes=_ids(connected), states=_sql(copies.HAVING))})"
+            f" AND ({_AT.format(what='count(*)', nodes=_ids(_nodes(world)), states=_sql(_GOOD))})"
+            f"<{len(world.takers)}"
+        )
 
         def look(db: sqlite3.Connection) -> list[tuple[BundleRow, Sequence[Copy], int, int]]:
             found: list[tuple[BundleRow, Sequence[Copy], int, int]] = []
@@ -109,7 +123,7 @@ class Ledger:
                 rules = _Rules(settings, is_meta=kind == Kind.META, eligible=world.eligible)
                 query = (
                     f"SELECT {COLUMNS}, {counted(world)} AS n FROM bundles b"
-                    " WHERE b.state='evicted' AND b.own=1 AND b.kind=:kind AND n<:goal"
+                    f" WHERE b.state='evicted' AND {OURS} AND b.kind=:kind AND n<:goal AND {able}"
                     " ORDER BY n, b.id LIMIT :most"
                 )
                 most = limit + len(left_out)
@@ -279,12 +293,35 @@ def _goal(rules: Sequence[FolderSettings], *, is_meta: bool, eligible: int) -> t
 COLUMNS = ", ".join(f"b.{name}" for name in BundleRow._fields)
 
 
+# Opened here; or by a device from which this one has files, as after a recovery, and then knows
+# who has them: that device may be gone, so nobody else would see to them.
+OURS = (
+    "(b.own=1 OR (EXISTS (SELECT 1 FROM file_bundles f WHERE f.bundle=b.id)"
+    " AND EXISTS (SELECT 1 FROM copies c WHERE c.bundle=b.id)))"
+)
+
+_AT = "SELECT {what} FROM copies c WHERE c.bundle=b.id AND c.holder IN ({nodes}) AND {states}"
+_GOOD = (copies.CopyState.PROVED, copies.CopyState.SUSPECT)
+
+
+def _sql(states: Sequence[copies.CopyState]) -> str:
+    return f"c.state IN ({', '.join(repr(str(state)) for state in states)})"
+
+
+def _ids(nodes: Iterable[bytes]) -> str:
+    return ", ".join(f"x'{node.hex()}'" for node in nodes)
+
+
+def _nodes(world: World) -> list[bytes]:
+    return [taker.holder.node for taker in world.takers]
+
+
 def _lacking(world: World, holder: NodeId) -> str:
     """Bundles of ours of which that holder has no good copy, and is not asking to be rid of it."""
     who = world.holders.get(holder, Holder(holder, "device"))
     moving = "SELECT 1 FROM copies c WHERE c.bundle=b.id AND c.holder=:holder AND c.state='moving'"
     return (
-        "FROM bundles b WHERE b.id>:after AND b.state='sealed' AND b.own=1 AND b.kind=:kind"
+        f"FROM bundles b WHERE b.id>:after AND b.state='sealed' AND {OURS} AND b.kind=:kind"
         f" AND NOT {is_at(who)} AND NOT EXISTS ({moving})"
     )
 

@@ -25,7 +25,7 @@ from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.loops import Loop
 from p2pstore.maintenance.refetch import Refetcher
 from p2pstore.maintenance.world import World
-from p2pstore.policy import Action, BackOff, Condition, Copy, to_repair
+from p2pstore.policy import Action, BackOff, Condition, to_repair
 from p2pstore.store import BundleRow, BundleState, Catalog, blocks
 from p2pstore.threads import in_thread
 
@@ -64,7 +64,6 @@ class Repairer:
         self._pool = pool
         self._at_hand: dict[int, BundleRow] = {}
         self._back_off: dict[int, BackOff] = {}
-        self.waiting = 0  # bundles with too few copies of which nobody who has one is connected
 
     async def turn(self, loop: Loop) -> float | None:
         world = await in_thread(self._pool, self._world)
@@ -81,17 +80,13 @@ class Repairer:
 
     def _chosen(self, world: World) -> list[BundleRow]:
         """What can be worked on now, the most urgent first."""
-        found = self._ledger.evicted_lacking(world, CHOICE, left_out=list(self._at_hand))
-        connected = set(self._connected())
+        resting = [n for n, back_off in self._back_off.items() if back_off.is_resting(world.now)]
+        found = self._ledger.evicted_lacking(
+            world, CHOICE, connected=self._connected(), left_out=[*self._at_hand, *resting]
+        )
         rows: dict[bytes, BundleRow] = {}
         conditions: list[Condition] = []
-        self.waiting = 0
         for row, known, low, goal in found:
-            if not _has_taker(world, known):
-                continue  # whoever could take it has it
-            if not any(copy.holder.node in connected for copy in known):
-                self.waiting += 1
-                continue
             rows[row.bundle_id] = row
             back_off = self._back_off.get(row.id, BackOff())
             conditions.append(
@@ -139,11 +134,6 @@ class Repairer:
             elif row.state != BundleState.SEALED or not self._ledger.is_lacking(world, row):
                 done.append(row)
         return done
-
-
-def _has_taker(world: World, known: Sequence[Copy]) -> bool:
-    holding = {copy.holder.node for copy in known if not copy.failed}
-    return any(taker.holder.node not in holding for taker in world.takers)
 
 
 def _row(number: int, db: sqlite3.Connection) -> BundleRow | None:

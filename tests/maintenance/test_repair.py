@@ -9,10 +9,11 @@ import pytest
 from p2pstore.errors import NoRoom, Unavailable
 from p2pstore.ids import NodeId
 from p2pstore.maintenance import Refetcher, World
+from p2pstore.maintenance import repair as module
 from p2pstore.maintenance.loops import Loop
 from p2pstore.maintenance.repair import SOON_S, Repairer
 from p2pstore.policy import Candidate, Holder
-from p2pstore.store import BundleRow, BundleState, copies
+from p2pstore.store import BundleRow, BundleState, blocks, copies
 
 from .nodes import Device, Filed, Group
 
@@ -131,7 +132,36 @@ async def test_a_copy_that_comes_back_needs_no_other(repairing: Repairing) -> No
 async def test_when_nobody_has_it_there_is_nothing_to_try(repairing: Repairing) -> None:
     repairing.away = {repairing.b.node_id, repairing.c.node_id}
     assert await repairing.turn() is None
-    assert repairing.repairer.waiting == 1
+    assert repairing.row().state == BundleState.EVICTED
+
+
+async def test_many_that_nobody_can_mend_hide_no_other(
+    repairing: Repairing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with the fewest copies come first; the only holder of a thousand may be gone."""
+    monkeypatch.setattr(module, "CHOICE", 1)
+    a = repairing.a
+    ghost = a.protect("ghost")
+    gone = ghost.data._replace(state=BundleState.EVICTED)
+    first = repairing.row().id
+    a.catalog.write(lambda db: blocks.put_bundle(db, gone)).result()
+    repairing.away = {repairing.c.node_id}
+    assert await repairing.turn() == SOON_S
+    assert repairing.row().state == BundleState.SEALED
+    assert gone.id != first
+
+
+async def test_what_a_lost_device_opened_is_repaired_too(repairing: Repairing) -> None:
+    """After a recovery all files lie in bundles of the device that is gone."""
+    row = repairing.row()
+    repairing.a.catalog.write(lambda db: blocks.put_bundle(db, row._replace(own=0))).result()
+    assert repairing.row().own == 0
+    repairing.away = {repairing.c.node_id}
+    assert await repairing.turn() == SOON_S
+    assert repairing.row().state == BundleState.SEALED
+    await repairing.copy()
+    assert repairing.d.held.has(row.bundle_id)
+    await repairing.turn()
     assert repairing.row().state == BundleState.EVICTED
 
 
