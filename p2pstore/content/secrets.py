@@ -77,8 +77,8 @@ class Keyring:
         if epoch == self.current.epoch:
             return self.current
         raise IntegrityError(
-            "This was sealed by another group, or after this device was taken out of it: there are no"
-            f" keys here of epoch {epoch.hex()}."
+            "This was sealed by another group, or after this device was taken out of it: "
+            f"there are no keys here of epoch {epoch.hex()}."
         )
 
     get = __getitem__
