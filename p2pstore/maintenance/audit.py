@@ -276,7 +276,7 @@ def _record(
 ) -> None:
     copies.tried(db, row.id, holder, now_ms, passed=outcome is Outcome.PASSED)
     if outcome is Outcome.PASSED:
-        holders.passed(db, holder)
+        holders.passed(db, holder, now_ms)
         if is_whole or copies.is_unproved(db, row.id, holder):
             copies.proved(db, row.id, holder, row.seq, now_ms)
     elif outcome in (Outcome.LIE, Outcome.REFUSED):

@@ -24,6 +24,7 @@ SUSPECT_AFTER_S = DAY_S
 LOST_AFTER_S = 14 * DAY_S
 LEASE_GRACE_S = 30 * DAY_S  # a holder may drop what it keeps this long after the lease's end
 BARRED_S = 30 * DAY_S  # a liar is given nothing new for so long after its last lie
+AHEAD_S = 60.0  # between two looks at the clock; more is another clock
 LOOK_AROUND_S = 3600.0  # after we were away ourselves, others get this long to be heard
 
 
@@ -88,9 +89,13 @@ def seen_by_us(last_seen: float, *, watching_since: float, now: float) -> float:
     """The `last_seen` to judge by: while we have not been looking for long ourselves, nobody is
     away. Otherwise a laptop that wakes after three days would copy everything anew.
 
-    `watching_since`: since when this node runs, is awake, and has had a link to anybody.
+    `watching_since`: since when this node runs, is awake, and has had a link to anybody. A time in
+    the future was written by a clock that was wrong: nobody knows more than that we have not seen
+    that holder since we watch. Otherwise one that is gone would count until then.
     """
-    return now if now - watching_since < LOOK_AROUND_S else last_seen
+    if now - watching_since < LOOK_AROUND_S:
+        return now
+    return last_seen if last_seen <= now + AHEAD_S else watching_since
 
 
 def _quiet_s(copy: Copy, now: float) -> float:

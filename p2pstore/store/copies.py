@@ -93,9 +93,11 @@ def tried(
 
 
 def owed(db: sqlite3.Connection, bundle: int, holder: NodeId, now_ms: int) -> None:
-    """An audit was not answered; the first one since the last good one counts."""
+    """An audit was not answered; the first one since the last good one counts. One in the future
+    was noted by a clock that was wrong, and would excuse the holder until then."""
     db.execute(
-        "UPDATE copies SET owed_since=? WHERE bundle=? AND holder=? AND owed_since=0",
+        "UPDATE copies SET owed_since=?1 WHERE bundle=?2 AND holder=?3"
+        " AND (owed_since=0 OR owed_since>?1)",
         (now_ms, bundle, holder),
     )
 

@@ -40,8 +40,14 @@ def received(db: sqlite3.Connection, node: NodeId, now_ms: int) -> None:
     )
 
 
-def passed(db: sqlite3.Connection, node: NodeId) -> None:
-    _count(db, node, "passed=passed+1, answered=answered+1")
+def passed(db: sqlite3.Connection, node: NodeId, now_ms: int) -> None:
+    """What was noted while the clock was ahead counts as of now: it would bar the holder until
+    then, however well it answers."""
+    now = int(now_ms)
+    past = f"since=min(since, {now}), failed_at=min(failed_at, {now})"
+    # Before this answer: a proof that is no later than a lie is worth nothing.
+    past += f", lied_at=min(lied_at, {now - 1})"
+    _count(db, node, f"passed=passed+1, answered=answered+1, {past}")
 
 
 def failed(db: sqlite3.Connection, node: NodeId, now_ms: int, *, is_lie: bool) -> None:

@@ -95,6 +95,13 @@ def test_nobody_is_away_while_we_have_just_come_back_ourselves() -> None:
     assert seen_by_us(seen, watching_since=NOW - HOUR, now=NOW) == seen
 
 
+def test_who_was_last_seen_in_the_future_is_away_when_we_have_watched_in_vain() -> None:
+    """The clock was ten years ahead when it was seen last."""
+    watching = NOW - 2 * DAY
+    assert seen_by_us(NOW + 3650 * DAY, watching_since=watching, now=NOW) == watching
+    assert seen_by_us(NOW + 0.01, watching_since=watching, now=NOW) == NOW + 0.01, "linked"
+
+
 TIMES = st.floats(NOW - 500 * DAY, NOW + 500 * DAY)
 COPIES = st.builds(
     Copy,

@@ -33,10 +33,9 @@ def test_proofs_need_a_receipt(db: sqlite3.Connection) -> None:
     assert copies.counts(db) == {}
     assert copies.proved(db, one, A, 0, 50)
     assert copies.of_bundle(db, one) == [Copy(one, A, 0, 50, 100, b"r", since=10)]
-    copies.set_lease(db, one, A, 90)
     copies.set_lease(db, one, A, 300)
     copies.set_lease(db, one, A, 200)
-    assert copies.of_bundle(db, one)[0].lease_until == 300
+    assert copies.of_bundle(db, one)[0].lease_until == 200, "the last promise, whatever clock"
 
 
 def test_only_proofs_of_the_present_map_count(db: sqlite3.Connection) -> None:
@@ -89,3 +88,12 @@ def test_acknowledgements_only_move_forward(db: sqlite3.Connection) -> None:
         assert (ack.incarnation, ack.seq) == expected
     copies.acknowledge(db, HeadAck(A, FOLDER, 2, 1, 1, 7))
     assert copies.acks(db, FOLDER)[0].state_seq == 7
+
+
+def test_an_answer_owed_since_the_future_is_owed_since_now(db: sqlite3.Connection) -> None:
+    """Noted while the clock was ahead, it would excuse the holder until then."""
+    one = bundle(db, 1)
+    copies.put(db, Copy(one, A, 0, 10, 100, b"r"))
+    for now, owed_since in ((10**15, 10**15), (50, 50), (60, 50)):
+        copies.owed(db, one, A, now)
+        assert copies.of_bundle(db, one)[0].owed_since == owed_since

@@ -19,8 +19,8 @@ def test_the_first_receipt_is_remembered(db: sqlite3.Connection) -> None:
 
 
 def test_a_failure_begins_the_counting_anew(db: sqlite3.Connection) -> None:
-    holders.passed(db, A)
-    holders.passed(db, A)
+    holders.passed(db, A, 100)
+    holders.passed(db, A, 100)
     assert holders.every(db)[A] == HolderRow(A, passed=2, asked=2, answered=2)
     holders.failed(db, A, 7, is_lie=False)
     holders.failed(db, B, 8, is_lie=True)
@@ -32,7 +32,15 @@ def test_a_failure_begins_the_counting_anew(db: sqlite3.Connection) -> None:
 
 def test_what_was_long_ago_weighs_less(db: sqlite3.Connection) -> None:
     for _ in range(LATELY + 1):
-        holders.passed(db, A)
+        holders.passed(db, A, 100)
     row = holders.every(db)[A]
     assert row.asked == row.answered == (LATELY + 1) // 2
     assert row.passed == LATELY + 1
+
+
+def test_what_was_noted_in_the_future_ends_with_a_good_answer(db: sqlite3.Connection) -> None:
+    holders.received(db, A, 10**15)
+    holders.failed(db, A, 10**15, is_lie=True)
+    holders.passed(db, A, 50)
+    row = holders.every(db)[A]
+    assert (row.since, row.failed_at, row.lied_at) == (50, 50, 49)
