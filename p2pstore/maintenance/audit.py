@@ -249,15 +249,8 @@ class Auditor:
 
 
 def _unproved(holder: NodeId, db: sqlite3.Connection) -> list[BundleRow]:
-    rows: list[BundleRow] = []
-    after = 0
-    while page := copies.of_holder(db, holder, after=after):
-        for copy in page:
-            row = blocks.by_rowid(db, copy.bundle)
-            if copy.state == copies.CopyState.SUSPECT and row is not None:
-                rows.append(row)
-        after = page[-1].bundle
-    return rows
+    rows = (blocks.by_rowid(db, bundle) for bundle in copies.suspects(db, holder))
+    return [row for row in rows if row is not None]
 
 
 def _manifests(bundle: int, db: sqlite3.Connection) -> list[bytes]:

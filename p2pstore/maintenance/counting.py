@@ -27,15 +27,27 @@ def parameters(world: World) -> dict[str, object]:
 
 def counted(world: World) -> str:
     """The number of copies that count of the bundle `b`."""
+    units = _units(world)
+    return f"(SELECT count(DISTINCT {units}) FROM copies c WHERE c.bundle=b.id AND {FINE})"
+
+
+def counts_of_all(world: World) -> str:
+    """(bundle, number of copies that count) of every bundle that has any, in one walk over all
+    copies: half of what it costs to look each of them up."""
+    return (
+        f"SELECT c.bundle, count(DISTINCT {_units(world)}) AS n FROM copies c"
+        f" CROSS JOIN bundles b ON b.id=c.bundle WHERE {FINE} GROUP BY c.bundle HAVING n>0"
+    )
+
+
+def _units(world: World) -> str:
+    """What the copy `c` is a copy of its own as; NULL, which DISTINCT does not count, for none."""
     whens = [
         f"WHEN {_is_of(holder)} THEN x'{unit.hex()}'"
         for holder in world.holders.values()
         if (unit := counts_as(holder)) is not None and not is_away(holder, world.now)
     ]
-    if not whens:
-        return "0"
-    units = f"CASE {' '.join(whens)} END"
-    return f"(SELECT count(DISTINCT {units}) FROM copies c WHERE c.bundle=b.id AND {FINE})"
+    return f"CASE {' '.join(whens)} END" if whens else "NULL"
 
 
 def is_at(holder: Holder) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from p2pstore.config import FolderSettings
 from p2pstore.content import Kind
 from p2pstore.ids import FolderId, NodeId
-from p2pstore.maintenance.counting import counted, is_at, parameters
+from p2pstore.maintenance.counting import counted, counts_of_all, is_at, parameters
 from p2pstore.maintenance.index import index_root
 from p2pstore.maintenance.world import World
 from p2pstore.policy import Copy, Facts, Holder, choose_holders
@@ -145,10 +145,7 @@ class Ledger:
 
     def counts(self, world: World) -> dict[int, int]:
         """bundle row -> copies that count; bundles without any are left out."""
-        query = (
-            f"SELECT b.id, {counted(world)} AS n FROM bundles b"
-            " WHERE b.id IN (SELECT bundle FROM copies) AND n>0"
-        )
+        query = counts_of_all(world)
         return self._catalog.view(lambda db: dict(db.execute(query, parameters(world)).fetchall()))
 
     def facts(self, world: World, rows: Sequence[BundleRow], *, for_room: bool) -> list[Facts]:

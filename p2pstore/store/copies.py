@@ -132,6 +132,12 @@ def to_renew(
     return [(number, BundleId(bundle)) for number, bundle in found]
 
 
+def suspects(db: sqlite3.Connection, holder: NodeId) -> list[int]:
+    """Bundles of which only this holder's word is known; the first to come first."""
+    query = "SELECT bundle FROM copies WHERE holder=? AND state='suspect' ORDER BY bundle"
+    return [bundle for (bundle,) in db.execute(query, (holder,))]
+
+
 def set_state(db: sqlite3.Connection, bundle: int, holder: NodeId, state: str) -> None:
     db.execute("UPDATE copies SET state=? WHERE bundle=? AND holder=?", (state, bundle, holder))
 
@@ -216,15 +222,6 @@ def totals_of_holders(db: sqlite3.Connection) -> dict[NodeId, tuple[int, int]]:
         " JOIN bundles b ON b.id=c.bundle WHERE c.state='proved' GROUP BY c.holder"
     )
     return {NodeId(row[0]): (int(row[1]), int(row[2])) for row in db.execute(query)}
-
-
-def counts(db: sqlite3.Connection) -> dict[int, int]:
-    """bundle -> holders that proved its present live map; a bundle without any is left out."""
-    query = (
-        "SELECT c.bundle, count(*) FROM copies c JOIN bundles b ON b.id=c.bundle"
-        " WHERE c.state='proved' AND c.seq=b.seq GROUP BY c.bundle"
-    )
-    return dict(db.execute(query).fetchall())
 
 
 def count_of_file(db: sqlite3.Connection, file: int, counted: Mapping[int, int]) -> int:
