@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from p2pstore.content import Keyring, open_manifest
 from p2pstore.placement import (
+    IN_THE_WAY,
+    SUFFIX,
+    TAKEN,
     Directories,
     Identity,
     Root,
@@ -31,7 +34,7 @@ BATCH = 500  # a sync each; more unnamed files at once are slower, not faster
 class LaidOut(NamedTuple):
     placeholders: int
     links: int
-    failed: tuple[tuple[bytes, str], ...]  # paths that have no placeholder, and why
+    failed: tuple[tuple[bytes, str], ...]  # paths that have no placeholder or link, and why
 
 
 def is_there(root: Root, catalog: Catalog, folder: int, path: bytes) -> bool:
@@ -79,7 +82,8 @@ def lay_out(
     while rows := catalog.view(partial(_page, folder, after)):
         after = rows[-1].path
         absent = [row for row in rows if not row.ino]
-        links += _lay_links(root, catalog, [row for row in absent if row.kind == files.Kind.LINK])
+        wanted = [row for row in absent if row.kind == files.Kind.LINK]
+        links += _lay_links(root, catalog, wanted, failed)
         batch = [row for row in absent if row.state == State.PLACEHOLDER]
         placeholders += _lay_batch(root, catalog, batch, ring, failed)
         done += len(absent)
@@ -97,11 +101,15 @@ def _absent(folder: int, db: sqlite3.Connection) -> int:
     return int(db.execute(query, (folder,)).fetchone()[0])
 
 
-def _lay_links(root: Root, catalog: Catalog, rows: Sequence[FileRow]) -> int:
+def _lay_links(
+    root: Root, catalog: Catalog, rows: Sequence[FileRow], failed: list[tuple[bytes, str]]
+) -> int:
     made: list[tuple[int, str, int, int, int, int]] = []
     for row in rows:
         stat = lay_link(root, row.path, row.target)
-        if stat is not None:
+        if stat is None:
+            failed.append((row.path, IN_THE_WAY))
+        else:
             identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
             made.append((row.id, row.state, *identity))
     catalog.write(lambda db: files.set_on_disk(db, made)).result()
@@ -116,11 +124,14 @@ def _lay_batch(
     failed: list[tuple[bytes, str]],
 ) -> int:
     raws = catalog.view(lambda db: files.manifests(db, [row.id for row in rows]))
+    taken = catalog.view(partial(_taken, rows))
     wanted: list[tuple[bytes, bytes, int]] = []
     for row in rows:
         raw = raws.get(row.id)
         if raw is None:
             failed.append((row.path, "its manifest has not been found yet"))
+        elif row.path + SUFFIX in taken:
+            failed.append((row.path, TAKEN))
         else:
             wanted.append((row.path, raw, open_manifest(raw, ring).manifest.meta.mtime_ns))
     laid, not_laid = lay_placeholders(root, wanted)
@@ -129,3 +140,17 @@ def _lay_batch(
     catalog.write(lambda db: files.set_on_disk(db, on_disk)).result()
     failed.extend(not_laid)
     return len(laid)
+
+
+def _taken(rows: Sequence[FileRow], db: sqlite3.Connection) -> set[bytes]:
+    """Names of their placeholders that belong to other files, or to directories of such."""
+    query = (
+        "SELECT 1 FROM files WHERE folder=?1 AND state<>'deleted'"
+        " AND (path=?2 OR (path>?3 AND path<?4)) LIMIT 1"
+    )
+    names = ((row.folder, row.path + SUFFIX) for row in rows)
+    return {
+        name
+        for folder, name in names
+        if db.execute(query, (folder, name, name + b"/", name + b"0")).fetchone() is not None
+    }

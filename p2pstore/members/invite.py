@@ -266,7 +266,7 @@ class Invitations:
         refusal = NotAllowed("No invitation is open on that node. A new one: p2pstore invite")
         is_ours = self._group.state.role_of(joiner) in (Role.ADMIN, Role.DEVICE)
         for entry in self._open.values():
-            if is_ours and entry.invitation.membership == Role.FRIEND:
+            if is_ours and entry.invitation.membership == "friend":
                 refusal = NotAllowed("This node is a device of the group already, and no friend.")
                 continue
             if not entry.invitation.is_live(now):

@@ -11,7 +11,7 @@ from p2pstore.placement.arrive import (
     swap_path,
 )
 from p2pstore.placement.claim import Claim, Identity, Phase, Turned, claim
-from p2pstore.placement.lay import TAKEN, TOO_LONG, Laid, lay_link, lay_placeholders
+from p2pstore.placement.lay import IN_THE_WAY, TAKEN, TOO_LONG, Laid, lay_link, lay_placeholders
 from p2pstore.placement.nameless import PART
 from p2pstore.placement.replace import (
     SUFFIX,
@@ -43,6 +43,7 @@ from p2pstore.placement.trash import (
 )
 
 __all__ = [
+    "IN_THE_WAY",
     "OWN",
     "PART",
     "SUFFIX",

@@ -6,6 +6,7 @@ Batched like `replace`: contents first, synced, then the names, synced; the othe
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from stat import S_ISREG
@@ -18,6 +19,8 @@ from p2pstore.placement.root import Directories, Root
 
 TOO_LONG = "name too long for .f"
 TAKEN = "name.f is taken"
+IN_THE_WAY = "something else is where its directory or it belongs"
+_NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
 
 
 class Laid(NamedTuple):
@@ -41,7 +44,11 @@ def lay_placeholders(
     with Directories(root) as directories:
         try:
             for path, raw, mtime_ns in placeholders:
-                directory, name = directories.made_parent(path)
+                try:
+                    directory, name = directories.made_parent(path)
+                except OSError as exc:
+                    failed.append((path, _in_the_way(exc)))
+                    continue
                 if len(name) + len(SUFFIX) > 255:
                     failed.append((path, TOO_LONG))
                     continue
@@ -84,11 +91,31 @@ def _laid_before(directory: int, name: bytes, raw: bytes) -> Identity | None:
 
 
 def lay_link(root: Root, path: bytes, target: bytes) -> os.stat_result | None:
-    """Make the symbolic link `path`; None when something has that name. Not synced by itself."""
+    """Make the symbolic link `path`, or find it; None when something else is in the way. Not synced
+    by itself."""
     with Directories(root) as directories:
-        directory, name = directories.made_parent(path)
+        try:
+            directory, name = directories.made_parent(path)
+        except OSError as exc:
+            _in_the_way(exc)
+            return None
         try:
             os.symlink(target, name, dir_fd=directory)
         except FileExistsError:
-            return None
+            if not _is_link(directory, name, target):
+                return None
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def _is_link(directory: int, name: bytes, target: bytes) -> bool:
+    try:
+        return os.readlink(name, dir_fd=directory) == target
+    except OSError:
+        return False
+
+
+def _in_the_way(exc: OSError) -> str:
+    """Why one path cannot be made; what stops all of them is raised."""
+    if exc.errno not in _NO_DIRECTORY:
+        raise exc
+    return IN_THE_WAY

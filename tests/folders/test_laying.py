@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 
 from p2pstore.folders.laying import BATCH, LaidOut, lay_out
+from p2pstore.placement import IN_THE_WAY, TAKEN
 from p2pstore.store import FileRow, State, files
 from tests.faults.world import RING, World
 
@@ -101,3 +103,49 @@ def test_more_than_one_batch(made: World) -> None:
     lay_out(made.root, made.catalog, made.row, RING, lambda *news: heard.append(news))
     assert heard == [(BATCH, BATCH + 3), (BATCH + 3, BATCH + 3)]
     assert all(made.at(name + b".f").exists() for name in names)
+
+
+def test_a_placeholder_never_takes_the_name_of_another_file(made: World) -> None:
+    """`solver` and the Fortran `solver.f`; `d` and a directory `d.f`: they come back whole."""
+    replaced(made, b"other")
+    lose_directory(made)
+    (row,) = rows(made)
+    raw = made.catalog.view(lambda db: files.manifest(db, row.id))
+    assert raw is not None
+    paths = (b"d", b"d.f/x", b"solver", b"solver.f")
+
+    def add(db: sqlite3.Connection) -> None:
+        more = [row._replace(id=0, path=path, file_id=path.ljust(16)) for path in paths]
+        for number in files.upsert_many(db, more):
+            files.set_manifest(db, number, raw)
+
+    made.catalog.write(add).result()
+    assert set(lay(made).failed) == {(b"d", TAKEN), (b"solver", TAKEN)}
+    assert made.at(b"d.f/x.f").exists()
+    assert made.at(b"solver.f.f").exists()
+    assert not made.at(b"solver.f").exists()
+
+
+def test_a_path_through_a_link_leads_nowhere_and_stops_no_other(made: World) -> None:
+    replaced(made, b"d/x", b"z")
+    outside = made.root.path.parent / "outside"
+    outside.mkdir()
+    lose_directory(made)
+    made.at(b"d").rmdir()
+    link = FileRow(made.row, b"d", State.PROTECTED, "a link", kind="link", target=bytes(outside))
+    made.catalog.write(lambda db: files.upsert_many(db, [link])).result()
+    assert lay(made) == LaidOut(1, 1, ((b"d/x", IN_THE_WAY),))
+    assert list(outside.iterdir()) == []
+    assert made.at(b"z.f").exists()
+
+
+def test_a_link_that_was_laid_before_a_crash_is_known_again(made: World) -> None:
+    link = FileRow(made.row, b"link", State.PROTECTED, "a link", kind="link", target=b"../a")
+    made.catalog.write(lambda db: files.upsert_many(db, [link])).result()
+    os.symlink("../a", made.at(b"link"))
+    assert lay(made) == LaidOut(0, 1, ())
+    os.unlink(made.at(b"link"))
+    made.at(b"link").write_bytes(b"a file of somebody's")
+    absent = [(row.id, row.state, 0, 0, 0, 0) for row in rows(made)]
+    made.catalog.write(lambda db: files.set_on_disk(db, absent)).result()
+    assert lay(made) == LaidOut(0, 0, ((b"link", IN_THE_WAY),))
