@@ -77,6 +77,7 @@ class Connections:
         self._wanted: dict[NodeId, asyncio.Task[None]] = {}
         self._dialling: dict[NodeId, asyncio.Task[Link]] = {}
         self._wake: dict[NodeId, asyncio.Event] = {}
+        self._saving = asyncio.Lock()
         self._closed = False
         transport.watch(self._changed)
 
@@ -277,7 +278,7 @@ class Connections:
         old = self.get(link.node_id)
         if old is link or link.is_closed:
             return
-        self._book.note_link(link, int(self._clock.wall() * 1000))
+        self._note(link)
         if old is not None and keeps_old(old, link, self._transport.node_id):
             link.retire()
             return
@@ -299,6 +300,15 @@ class Connections:
             if node_id != relay.node_id and self.get(node_id) is None:
                 self.retry(node_id)
 
+    def _note(self, link: Link) -> None:
+        """Where a relation is found is written down at once: whoever is killed in the next minute
+        may have no other way to those that hold its copies."""
+        before = self._book.get(link.node_id)
+        known = self._book.note_link(link, int(self._clock.wall() * 1000))
+        is_news = before is None or before.addresses != known.addresses or before.role != known.role
+        if is_news and known.role != STRANGER and not self._closed:
+            self._tasks.start(self._save())
+
     def _note_seen(self, link: Link) -> None:
         self._book.note_seen(link.node_id, int(self._clock.wall() * 1000))
 
@@ -307,6 +317,10 @@ class Connections:
             await self._pause(SAVE_EVERY_S)
             for link in self.links():
                 self._note_seen(link)
+            await self._save()
+
+    async def _save(self) -> None:
+        async with self._saving:
             try:
                 await asyncio.to_thread(self._book.save)
             except OSError as exc:

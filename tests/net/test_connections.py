@@ -179,3 +179,27 @@ async def test_close_leaves_no_attempt(memory: Any, until: Until, tmp_path: Path
     await asyncio.sleep(0)
     await links.close()
     assert len(PeerBook.load(tmp_path / "peers.json").peers()) == 1
+
+
+@pytest.mark.parametrize("role", ["device", "friend"])
+async def test_where_a_relation_is_found_is_written_down_at_once(
+    memory: Any, until: Until, tmp_path: Path, role: str
+) -> None:
+    """Nobody closes anything here, and no time passes: the process may be killed."""
+    path = tmp_path / "peers.json"
+    server, client = memory.make(), memory.make(role=role)
+    links = connections(memory, client, PeerBook(path))
+    address = await server.listen("127.0.0.1", 0)
+    await links.connect(server.node_id, [address])
+    await until(path.exists)
+    assert PeerBook.load(path).addresses(server.node_id) == (address,)
+    await links.close()
+
+
+async def test_a_stranger_costs_no_write(memory: Any, tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    server, client = memory.make(), memory.make(role="stranger")
+    links = connections(memory, client, PeerBook(path))
+    await links.connect(server.node_id, [await server.listen("127.0.0.1", 0)])
+    assert not len(links._tasks)
+    await links.close()
