@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p2pstore import cli
+from p2pstore import cli, syscalls
 
 if TYPE_CHECKING:
     from p2pstore.config import Config
@@ -20,6 +20,8 @@ def run_node(config: Config, home: Path) -> int:
 
 
 def main() -> None:
+    if syscalls.IS_LINUX:
+        syscalls.leave_no_core()
     sys.exit(cli.main(run_node=run_node))
 
 

@@ -26,6 +26,9 @@ from typing import Any, NamedTuple
 
 from p2pstore.errors import Unavailable
 
+if sys.platform != "win32":
+    import resource
+
 IS_LINUX = sys.platform == "linux"
 
 AT_FDCWD = -100
@@ -591,6 +594,17 @@ def _listening(port: int) -> Iterator[bytes]:
                     continue
                 if int(fields[1].rsplit(b":", 1)[1], 16) == port and fields[3] == states:
                     yield fields[9]
+
+
+def leave_no_core() -> None:
+    """From now on no crash of this process writes its memory, keys and words included, to a disk.
+
+    A limit of one byte: with 0 the kernel still pipes the core to a program such as
+    systemd-coredump (do_coredump in fs/coredump.c).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def socket_owner(port: int) -> tuple[str, int] | None:

@@ -619,3 +619,15 @@ def test_a_thread_that_may_wait_gives_way_to_others_on_the_disk() -> None:
     with ThreadPoolExecutor(1, initializer=syscalls.idle_io) as pool:
         assert pool.submit(priority).result() == idle
     assert priority() != idle, "of that thread only"
+
+
+def test_a_crash_leaves_no_core() -> None:
+    """In a process of its own: a hard limit never rises again."""
+    script = (
+        "import resource, sys; from p2pstore import __main__ as entry; "
+        "entry.cli.main = lambda **_: 0\n"
+        "try: entry.main()\n"
+        "except SystemExit: print(*resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert done.stdout.split() in ([b"1", b"1"], [b"0", b"0"])
