@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -72,7 +74,7 @@ def recover(
     what = "placeholders are back" if placeholders else "is back"
     for folder in done["folders"]:
         counted = f"{show.files(folder['files'])}, {show.size(folder['bytes'])}"
-        shell.result(f"{show.path(folder['path'])} {what} ({counted}).")
+        shell.result(f"{show.path(folder['path'])} {what} ({counted}){_as_of(folder)}.")
     for folder in done["left"]:
         owner, title = show.name(folder["device"]), show.name(folder["name"])
         shell.say(f"{title} is on {owner} itself and was left to it.")
@@ -80,3 +82,9 @@ def recover(
         shell.say("The group is back; it has no folders that a holder knows of.")
     shell.say("Start the node: p2pstore service install (always) or p2pstore run (now)")
     return shell.failures(done["failed"])
+
+
+def _as_of(folder: dict[str, Any]) -> str:
+    """Who did not answer may know of something newer: the user sees how old this is."""
+    then = folder["as_of"]
+    return "" if then is None else f", as of {show.moment(then, time.time())}"

@@ -84,6 +84,7 @@ class Recovered(NamedTuple):
     name: str
     folders: tuple[WatchedFolder, ...]
     left: tuple[tuple[str, str], ...]  # (folder, device that has it itself)
+    as_of: tuple[float, ...]  # of each folder: when the list of its files was written
 
 
 class _Found(NamedTuple):
@@ -250,7 +251,8 @@ class Recovery:
         home.write_folders(folders)
         home.confirm_words()  # whoever typed them all has them
         home.write_state(state.raw)
-        return Recovered(self.group_id, self._name, tuple(folders), left)
+        as_of = tuple(found.manifest.meta.mtime_ns / 1e9 for found in chosen)
+        return Recovered(self.group_id, self._name, tuple(folders), left, as_of)
 
     def _choose(
         self, state: GroupState, ring: Keyring

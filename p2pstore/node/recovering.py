@@ -235,17 +235,21 @@ async def recover(
     home = Home(path)
     with home.locked():
         left: tuple[tuple[str, str], ...] = ()
+        as_of: dict[str, float] = {}
         if not is_recovering(home):
             words = ask_words()
             made = await from_words(
                 home, words, config, progress, name=name, to=to, patience_s=patience_s
             )
             left = made.left
+            as_of = {f.path: then for f, then in zip(made.folders, made.as_of, strict=True)}
         node = await asyncio.to_thread(Node, home, config)
         try:
             done = await _with_node(node, progress, placeholders_only=placeholders_only)
         except ExceptionGroup as errors:
             raise _first(errors) from errors
+        for line in done["folders"]:
+            line["as_of"] = as_of.get(line["path"])  # None: an earlier attempt knew
         return {**done, "left": [{"name": name, "device": device} for name, device in left]}
 
 

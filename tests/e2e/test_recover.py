@@ -80,6 +80,7 @@ def test_words_and_one_holder_bring_everything_back(new_node: NewNode, tmp_path:
     second, desk = fresh(new_node), new_node("desk")
     done = second.ok("recover", "--bootstrap", lost.address, "-", stdin=lost.words)
     assert f"{lost.folder} is back ({len(FILES) + 1} files" in done.out
+    assert "), as of " in done.out
     assert contents(lost.folder) == FILES
     assert os.readlink(lost.folder / "link") == "letter.txt"
     assert (lost.folder / "letter.txt").stat().st_mtime_ns == 10**18 + 7

@@ -220,6 +220,7 @@ async def test_a_folder_of_a_device_that_is_there_is_left_to_it(world: World) ->
     done = attempt.recovery.settle(attempt.place)
     assert [folder.name for folder in done.folders] == ["Vault"]
     assert done.left == (("Other", "nas"),)
+    assert done.as_of == (1e-9,)
 
 
 async def test_an_older_state_does_not_hide_the_newer(world: World) -> None:
