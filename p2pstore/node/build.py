@@ -40,8 +40,10 @@ from p2pstore.maintenance import (
     Others,
     Refetcher,
     Relief,
+    Renewer,
     Repairer,
     Replicator,
+    RoomMaker,
     Scrubber,
     Swarm,
     ensure_catalog,
@@ -160,6 +162,24 @@ class Node:
             clock=self.clock,
             dedup_secret=lambda: self.group.ring().dedup,
             period_s=config.scrub_period_s,
+        )
+        assert self.maintenance.evictor is not None
+        self.repairer = self._make_repairer(self.maintenance.evictor)
+        self.renewer = Renewer(
+            catalog=self.catalog,
+            pusher=self.pusher,
+            connected=self._holders_connected,
+            name_of=self._name_of,
+            clock=self.clock,
+            pool=self.net_pool,
+        )
+        self.room_maker = RoomMaker(
+            catalog=self.catalog,
+            evictor=self.maintenance.evictor,
+            measures=self.room.measures,
+            waiting=self._bytes_waiting,
+            clock=self.clock,
+            pool=self.net_pool,
         )
         self.mover = self._make_mover()
         self.handing = HandingOver(
@@ -345,6 +365,10 @@ class Node:
         loops = self.maintenance.loops
         if rebuild_state(self.catalog) is not None:
             loops.add("complete", Completing(self).turn, period_s=LATE_S)
+        loops.add("audit", self.maintenance.auditor.turn, period_s=AUDIT_S)
+        loops.add("renew", self.renewer.turn, period_s=RENEW_S)
+        loops.add("repair", self.repairer.turn, period_s=REPAIR_S)
+        loops.add("room", self.room_maker.turn, period_s=ROOM_S)
         self.healer.woken_by(loops.add("heal", self.healer.turn, period_s=HEAL_S).wake)
         period_s = self.config.scrub_period_s
         loops.add("scrub", self.scrubber.turn, period_s=period_s, lasts=True)
