@@ -59,12 +59,12 @@ def mutants(order: Order) -> Row:
 
 
 def _evictions(order: Order) -> Row:
-    with place() as base:
+    with place(in_memory=True) as base:
         return asyncio.run(evictions(base, order))
 
 
 def _liars(order: Order) -> Row:
-    with place() as base:
+    with place(in_memory=True) as base:
         return asyncio.run(liars(base, order))
 
 
