@@ -68,6 +68,15 @@ class Outcome(Enum):
     OURS = auto()  # our own copy is damaged, or nothing is known to ask for: no fault of theirs
 
 
+LEVELS = {
+    Outcome.REFUSED: logging.WARNING,
+    Outcome.LIE: logging.WARNING,
+    Outcome.NO_ANSWER: logging.INFO,
+    # Asked for again each minute, and nothing that anybody could see to: `check` tells of it.
+    Outcome.OURS: logging.DEBUG,
+}
+
+
 class Auditor:
     def __init__(
         self,
@@ -182,9 +191,8 @@ class Auditor:
     async def _try(self, row: BundleRow, holder: NodeId, audit: Audit) -> Outcome:
         outcome, why = await self._ask(row, holder, audit)
         if outcome is not Outcome.PASSED:
-            level = logging.WARNING if outcome in (Outcome.LIE, Outcome.REFUSED) else logging.INFO
             log.log(
-                level,
+                LEVELS[outcome],
                 "%s does not prove its copy of bundle %s: %s",
                 self._name_of(holder),
                 short(row.bundle_id),
