@@ -297,5 +297,5 @@ def test_after_a_restart_placeholders_still_come_back(new_node: NewNode, tmp_pat
     node.add(folder)
     node.restart()
     (folder / "a.txt.f").read_bytes()
-    until(lambda: (folder / "a.txt").exists(), "the original", 2.0)
+    until(lambda: (folder / "a.txt").exists(), "the original")
     assert (folder / "a.txt").read_bytes() == files["a.txt"]
