@@ -133,7 +133,8 @@ def _lay_batch(
         elif row.path + SUFFIX in taken:
             failed.append((row.path, TAKEN))
         else:
-            wanted.append((row.path, raw, open_manifest(raw, ring).manifest.meta.mtime_ns))
+            manifest = open_manifest(raw, ring, is_recorded=True).manifest
+            wanted.append((row.path, raw, manifest.meta.mtime_ns))
     laid, not_laid = lay_placeholders(root, wanted)
     numbers = {row.path: row.id for row in rows}
     on_disk = [(numbers[one.path], State.PLACEHOLDER, *one.identity) for one in laid]

@@ -1,8 +1,8 @@
 """MEET: what lies in a folder and is no content of its own: placeholders, links, the rest.
 
 A placeholder may be known, moved, copied in, or bear a name without `.f`; what it says decides,
-never its name. Its row keeps the blocks alive that it needs. Runs in threads; each call ends with
-one change of the catalog.
+never its name. Its row keeps the blocks alive that it needs. Runs in threads; each call ends when
+the catalog has it all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from p2pstore.content import MAX_READ, Keyring, Manifest, looks_like_manifest, open_manifest
@@ -25,6 +26,7 @@ from p2pstore.watch import OpenWatcher, Seen
 
 log = logging.getLogger(__name__)
 
+BATCH = 500  # placeholders that are recorded together
 MISNAMED = "a placeholder without .f at the end of its name"
 
 
@@ -55,25 +57,41 @@ class Meeting:
         """
         met: list[bytes] = []
         ordinary: list[Seen] = []
-        with Directories(root) as directories:
-            for seen in found:
-                self._opens.mark_own(self._path + seen.path)
-                try:
-                    directory, name = directories.parent(seen.path)
-                    raw = read_placeholder(directory, name, MAX_READ + 1)
-                except OSError:
-                    continue  # gone again, or unreadable: the next look tells
-                if not looks_like_manifest(raw):
-                    ordinary.append(seen)
-                elif self._placeholder(root, seen, raw):
-                    met.append(seen.path.removesuffix(SUFFIX))
+        for start in range(0, len(found), BATCH):
+            self._batch(root, found[start : start + BATCH], met, ordinary)
         return met, ordinary
 
-    def _placeholder(self, root: Root, seen: Seen, raw: bytes) -> bool:
+    def _batch(
+        self, root: Root, found: Sequence[Seen], met: list[bytes], ordinary: list[Seen]
+    ) -> None:
+        """The catalog makes what is under way at once durable together: a commit for each of
+        thousands of placeholders that came at once would keep the disk busy for minutes."""
+        under_way: list[Future[None]] = []
+        try:
+            with Directories(root) as directories:
+                for seen in found:
+                    self._opens.mark_own(self._path + seen.path)
+                    try:
+                        directory, name = directories.parent(seen.path)
+                        raw = read_placeholder(directory, name, MAX_READ + 1)
+                    except OSError:
+                        continue  # gone again, or unreadable: the next look tells
+                    if not looks_like_manifest(raw):
+                        ordinary.append(seen)
+                    elif (change := self._placeholder(root, seen, raw)) is not None:
+                        under_way.append(change)
+                        met.append(seen.path.removesuffix(SUFFIX))
+        finally:
+            wait(under_way)  # they look at the disk through `root`, which may be closed afterwards
+        for change in under_way:
+            change.result()
+
+    def _placeholder(self, root: Root, seen: Seen, raw: bytes) -> Future[None] | None:
+        """The change that records it; None when it cannot be read."""
         path = seen.path.removesuffix(SUFFIX)
         manifest = self._manifest(seen.path, raw)
         if manifest is None:
-            return False
+            return None
         on_disk = (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
         named = bundles_named(manifest, self._store)
 
@@ -94,8 +112,7 @@ class Meeting:
             base = plain_row(self._folder, seen, State.PLACEHOLDER, "")._replace(path=path)
             self._put(db, base, manifest, raw, named)
 
-        self._catalog.write(meet).result()
-        return True
+        return self._catalog.write(meet)
 
     def misnamed(self, root: Root, path: bytes) -> bool:
         """A placeholder under a name without `.f`: known as what it is, never taken as content.
