@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,6 +28,16 @@ META_EXTRA = 1  # meta bundles get one copy more than the data that they describ
 TOGETHER_MS = 60_000  # bundles written within a minute go the same way, where they can
 
 _SETTINGS = msgspec.msgpack.Decoder(FolderSettings)
+
+
+class Lacking(NamedTuple):
+    """A bundle that does not lie here and has too few copies."""
+
+    row: BundleRow
+    copies: Sequence[Copy]
+    min_copies: int
+    target: int
+    has_taker: bool  # somebody who is connected could take another one
 
 
 class Ledger:
@@ -103,37 +114,40 @@ class Ledger:
         *,
         connected: Collection[NodeId],
         left_out: Collection[int] = (),
-    ) -> list[tuple[BundleRow, Sequence[Copy], int, int]]:
-        """Bundles that do not lie here and have too few copies: with those copies, min_copies and
-        target. Those with the fewest come first.
+    ) -> list[Lacking]:
+        """Bundles that do not lie here and have too few copies. Those with the fewest come first.
 
-        Only what can be mended now, by a holder that is connected and has it, and a taker that has
-        it not: many that cannot would hide the others behind them.
+        Only what can be mended now: a holder that has it is connected, and a taker that has it not,
+        or it has less than min_copies, so that it is to lie here as well. Many that cannot be
+        mended would hide the others behind them.
         """
         settings = self.settings()
-        able = (
+        reachable = (
             f"EXISTS ({_AT.format(what='1', nodes=_ids(connected), states=_sql(copies.HAVING))})"
-            f" AND ({_AT.format(what='count(*)', nodes=_ids(_nodes(world)), states=_sql(_GOOD))})"
+        )
+        has_taker = (
+            f"({_AT.format(what='count(*)', nodes=_ids(_nodes(world)), states=_sql(_GOOD))})"
             f"<{len(world.takers)}"
         )
 
-        def look(db: sqlite3.Connection) -> list[tuple[BundleRow, Sequence[Copy], int, int]]:
-            found: list[tuple[BundleRow, Sequence[Copy], int, int]] = []
+        def look(db: sqlite3.Connection) -> list[Lacking]:
+            found: list[Lacking] = []
             for kind in (Kind.META, Kind.DATA):
                 rules = _Rules(settings, is_meta=kind == Kind.META, eligible=world.eligible)
                 query = (
-                    f"SELECT {COLUMNS}, {counted(world)} AS n FROM bundles b"
-                    f" WHERE b.state='evicted' AND {OURS} AND b.kind=:kind AND n<:goal AND {able}"
-                    " ORDER BY n, b.id LIMIT :most"
+                    f"SELECT {COLUMNS}, {counted(world)} AS n, {has_taker} AS t FROM bundles b"
+                    f" WHERE b.state='evicted' AND {OURS} AND b.kind=:kind AND n<:goal"
+                    f" AND {reachable} AND (t OR n<:low) ORDER BY n, b.id LIMIT :most"
                 )
                 most = limit + len(left_out)
                 values = {**parameters(world), "kind": int(kind), "most": most}
-                for raw in db.execute(query, {**values, "goal": rules.greatest}):
-                    row = BundleRow(*raw[:-1])
+                values |= {"goal": rules.greatest, "low": rules.greatest_low}
+                for *fields, count, taker in db.execute(query, values):
+                    row = BundleRow(*fields)
                     low, goal = rules.both(db, row)
-                    if raw[-1] < goal and row.id not in left_out:
-                        known = copies.of_bundle(db, row.id)
-                        found.append((row, copies_of(world, row, known), low, goal))
+                    if count < (goal if taker else low) and row.id not in left_out:
+                        known = copies_of(world, row, copies.of_bundle(db, row.id))
+                        found.append(Lacking(row, known, low, goal, bool(taker)))
             return found[:limit]
 
         return self._catalog.view(look)
@@ -260,6 +274,8 @@ class _Rules:
         own = {number: self._of([rule]) for number, rule in self._rules.items()}
         other = self._of([])
         self.greatest = max([*own.values(), other])
+        lows = (rule.min_copies for rule in self._rules.values())
+        self.greatest_low = max([*lows, FolderSettings().min_copies])
         self._is_one = len({*own.values()}) <= 1 and max(own.values(), default=other) >= other
         # Numbers of ours only, so that the text may be put together.
         cases = " ".join(f"WHEN {number} THEN {goal}" for number, goal in own.items())

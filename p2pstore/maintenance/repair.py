@@ -4,7 +4,8 @@ What lies here is copied by `replicate`, which needs no help. Of what was evicte
 the last copies: the bundle is brought back whole (`refetch`), the lanes of `replicate` give it to
 others, and when enough of them have proved it, it goes again by the rules of every eviction. A few
 bundles at a time, those with the fewest copies first; one that fails rests by itself, longer and
-longer, and holds up no other. Copies that nobody needs any more are released, after a long while.
+longer, and holds up no other. What has less than min_copies, and nobody else to take it, is brought
+back to stay.
 
 What is under way is known in memory only: after a restart a bundle that was brought back is like
 any other that lies here, and goes when room is wanted.
@@ -21,7 +22,7 @@ from functools import partial
 from p2pstore.clock import Clock
 from p2pstore.errors import Busy, NoRoom, P2PStoreError
 from p2pstore.ids import NodeId, short
-from p2pstore.maintenance.facts import Ledger
+from p2pstore.maintenance.facts import Lacking, Ledger
 from p2pstore.maintenance.loops import Loop
 from p2pstore.maintenance.refetch import Refetcher
 from p2pstore.maintenance.world import World
@@ -70,34 +71,39 @@ class Repairer:
         if world.rebuilding:
             return None
         await self._pass_on(world)
-        for row in await in_thread(self._pool, self._chosen, world):
+        for lacking in await in_thread(self._pool, self._chosen, world):
             if len(self._at_hand) >= AT_HAND:
                 break
             loop.say("brings back what has too few copies", len(self._at_hand))
-            if not await self._bring(row):
+            if not await self._bring(lacking):
                 break
         return SOON_S if self._at_hand else None
 
-    def _chosen(self, world: World) -> list[BundleRow]:
+    def _chosen(self, world: World) -> list[Lacking]:
         """What can be worked on now, the most urgent first."""
         resting = [n for n, back_off in self._back_off.items() if back_off.is_resting(world.now)]
         found = self._ledger.evicted_lacking(
             world, CHOICE, connected=self._connected(), left_out=[*self._at_hand, *resting]
         )
-        rows: dict[bytes, BundleRow] = {}
-        conditions: list[Condition] = []
-        for row, known, low, goal in found:
-            rows[row.bundle_id] = row
-            back_off = self._back_off.get(row.id, BackOff())
-            conditions.append(
-                Condition(row.bundle_id, False, known, low, goal, row.created / 1000, back_off)
+        lacking: dict[bytes, Lacking] = {one.row.bundle_id: one for one in found}
+        conditions = [
+            Condition(
+                one.row.bundle_id,
+                False,
+                one.copies,
+                one.min_copies,
+                one.target,
+                one.row.created / 1000,
+                self._back_off.get(one.row.id, BackOff()),
             )
+            for one in found
+        ]
         work = to_repair(conditions, world.now)
-        return [rows[c.bundle] for c, verdict in work if verdict.action is Action.BRING_BACK]
+        return [lacking[c.bundle] for c, verdict in work if verdict.action is Action.BRING_BACK]
 
-    async def _bring(self, row: BundleRow) -> bool:
+    async def _bring(self, lacking: Lacking) -> bool:
         """False when nothing more is to be tried in this turn."""
-        now = self._clock.wall()
+        row, now = lacking.row, self._clock.wall()
         try:
             await self._refetcher.refetch(row)
         except NoRoom as exc:
@@ -110,8 +116,9 @@ class Repairer:
             self._back_off[row.id] = self._back_off.get(row.id, BackOff()).failed(now)
             return True
         self._back_off.pop(row.id, None)
-        self._at_hand[row.id] = row
-        self._copy_soon()
+        if lacking.has_taker:
+            self._at_hand[row.id] = row
+            self._copy_soon()
         return True
 
     async def _pass_on(self, world: World) -> None:

@@ -165,6 +165,22 @@ async def test_what_a_lost_device_opened_is_repaired_too(repairing: Repairing) -
     assert repairing.row().state == BundleState.EVICTED
 
 
+async def test_with_nobody_to_take_it_what_has_too_few_copies_comes_back_to_stay(
+    repairing: Repairing,
+) -> None:
+    repairing.away = {repairing.c.node_id, repairing.d.node_id}
+    assert await repairing.turn() is None
+    assert repairing.row().state == BundleState.SEALED
+    await repairing.turn()
+    assert repairing.row().state == BundleState.SEALED
+
+
+async def test_with_min_copies_and_nobody_to_take_more_it_stays_away(repairing: Repairing) -> None:
+    repairing.away = {repairing.d.node_id}
+    assert await repairing.turn() is None
+    assert repairing.row().state == BundleState.EVICTED
+
+
 async def test_one_that_fails_rests_and_holds_up_no_other(
     repairing: Repairing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
