@@ -95,9 +95,9 @@ def test_a_friend_reads_nothing(friends: Friends, tmp_path: Path) -> None:
 
 
 def test_room_comes_free_and_files_come_back_from_friends(friends: Friends) -> None:
-    freed = friends.laptop.type("free-up", friends.folder)
+    film = friends.folder / "film.bin"  # nobody has opened it: it is not in work
+    freed = friends.laptop.type("free-up", film)
     assert freed.code == 0, freed
-    film = friends.folder / "film.bin"
     assert not friends.laptop.state(film)["local"]
     friends.laptop.ok("hydrate", film)
     assert film.read_bytes() == FILES["film.bin"]
