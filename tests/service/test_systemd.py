@@ -76,8 +76,15 @@ class Owner:
 
 
 def with_program(unit_drop_in: Path, machine: Machine) -> None:
-    """The checkout is not installed: its program needs to be told where it lies."""
-    lines = f"[Service]\\nEnvironment=PYTHONPATH={CHECKOUT}\\nRestartSec=100ms\\n"
+    """The checkout is not installed: its program needs to be told where it lies, and the sandbox
+    to show it, which has a /tmp and /var/tmp of its own."""
+    settings = (
+        "[Service]",
+        f"Environment=PYTHONPATH={CHECKOUT}",
+        f"BindReadOnlyPaths={CHECKOUT}",
+        "RestartSec=100ms",
+    )
+    lines = "\\n".join(settings) + "\\n"
     machine.ok("mkdir", "-p", unit_drop_in)
     machine.ok("sh", "-c", f"printf '{lines}' > '{unit_drop_in}/test.conf'")
 
