@@ -25,7 +25,10 @@ from concurrent.futures import Executor
 from enum import Enum, auto
 from functools import partial
 
+import msgspec
+
 from p2pstore.clock import Clock
+from p2pstore.content import BundleRef, Entry, Kind
 from p2pstore.errors import IntegrityError, P2PStoreError
 from p2pstore.ids import BlockId, NodeId, short
 from p2pstore.maintenance.facts import copies_of
@@ -55,6 +58,8 @@ SAMPLE = 64  # blocks of a copy without any proof that are asked for; the most i
 FILES = 16  # manifests that are read to know blocks of a bundle
 CHOICE = 200  # copies of each kind that policy chooses from
 LINE_BYTES = 1_000_000  # a second: what the line is taken to carry while nobody measured it
+
+_PLACE = msgspec.msgpack.Decoder(tuple[BundleRef, Entry])
 
 BlocksOf = Callable[[bytes], Awaitable[Sequence[Wanted]]]
 """All blocks that a sealed manifest's content needs."""
@@ -245,8 +250,12 @@ class Auditor:
         return Outcome.NO_ANSWER, f"it has live map {stale.seq}, not {row.seq}"
 
     async def _known_blocks(self, row: BundleRow) -> list[BlockId]:
-        """Blocks of the bundle, as the manifests of files that need it name them."""
-        found: set[BlockId] = set()
+        """Blocks of the bundle, as the manifests of files that need it name them; of a meta bundle
+        also those in which such manifests lie."""
+        places: Sequence[tuple[BundleRef, Entry]] = ()
+        if row.kind == Kind.META:
+            places = await in_thread(self._pool, self._catalog.view, partial(_places, row.id))
+        found = {entry.block for ref, entry in places if ref.bundle_id == row.bundle_id}
         manifests = await in_thread(self._pool, self._catalog.view, partial(_manifests, row.id))
         for raw in manifests:
             wanted = await self._blocks_of(raw)
@@ -259,6 +268,15 @@ class Auditor:
 def _unproved(holder: NodeId, db: sqlite3.Connection) -> list[BundleRow]:
     rows = (blocks.by_rowid(db, bundle) for bundle in copies.suspects(db, holder))
     return [row for row in rows if row is not None]
+
+
+def _places(bundle: int, db: sqlite3.Connection) -> list[tuple[BundleRef, Entry]]:
+    query = (
+        "SELECT f.manifest_ref FROM file_bundles r JOIN files f ON f.id=r.file"
+        " WHERE r.bundle=? AND f.manifest_ref<>x'' ORDER BY random() LIMIT ?"
+    )
+    refs = db.execute(query, (bundle, SAMPLE)).fetchall()
+    return [_PLACE.decode(ref) for (ref,) in refs]
 
 
 def _manifests(bundle: int, db: sqlite3.Connection) -> list[bytes]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
-from p2pstore.content import BundleRef
+from p2pstore.content import BundleRef, Entry
 from p2pstore.ids import NodeId
 from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.loops import Loop
 from p2pstore.net import Request
 from p2pstore.policy import SUSPECT_AFTER_S
 from p2pstore.restore import Wanted
-from p2pstore.store import BundleRow, copies, holders
+from p2pstore.store import BundleRow, BundleState, blocks, copies, holders
 from p2pstore.wire import BlockReply, Challenge, Get, GetDone, Proof, Unknown, verify_get
 
 from .nodes import DAY_MS, Device, Group
@@ -142,6 +144,22 @@ async def test_without_own_bytes_blocks_are_asked_for(owner: Owner) -> None:
     copy = owner.copy(0, owner.holders[0])
     assert copy.audited_at == owner.now_ms()
     assert copy.proved_at == before, "a sample is no whole proof"
+
+
+async def test_of_a_meta_bundle_the_manifests_that_lie_in_it_are_asked_for(owner: Owner) -> None:
+    """After a recovery nothing of them is here, and contents name no block of theirs."""
+    device, meta, holder = owner.owner, owner.files[0].meta, owner.holders[0]
+    entry = device.bundles.index(meta.bundle_id).blocks.entries[0]
+    place = BundleRef(meta.bundle_id, meta.tag), Entry(entry.block_id, 0, bytes(32), 0, 10)
+
+    def change(db: sqlite3.Connection) -> None:
+        db.execute("UPDATE files SET manifest_ref=?", (msgspec.msgpack.encode(place),))
+        blocks.put_bundle(db, meta._replace(state=BundleState.EVICTED))
+        copies.set_state(db, meta.id, holder.node_id, copies.CopyState.SUSPECT)
+
+    device.catalog.write(change).result()
+    assert await owner.auditor.confirm(holder.node_id) == 1
+    assert device.copies(meta)[holder.node_id].state == copies.CopyState.PROVED
 
 
 async def test_a_wrong_proof_uncounts_everything_of_that_holder(
