@@ -150,6 +150,8 @@ def note(
     was when its stamp was `found`. False when something has changed since.
 
     From here on no new file relies on these blocks: their chunks are forgotten in the same change.
+    Not so what an ingest made that was cut off: its next try is to find it here, instead of storing
+    and sending all of it a second time. `bury` asks once more whether somebody does.
     """
     if is_claimed(db, row.id) or stamp(db, row.id) != found:
         return False
@@ -161,7 +163,8 @@ def note(
     if dead == WHOLE:
         since = min((one.since for one in before if one.bits == WHOLE), default=now_ms)
         _put(db, [Dying(row.id, since, WHOLE)])
-        blocks.forget_chunks(db, row.id)
+        if not is_unnamed(db, row.id):
+            blocks.forget_chunks(db, row.id)
     elif dead:
         kept = [one._replace(bits=_both(one.bits, dead)) for one in before if one.bits]
         new = dead

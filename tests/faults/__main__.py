@@ -49,7 +49,7 @@ def mutants(order: Order) -> Row:
     """As the short run has them: a test that passes has caught its mutant."""
     row = Row("mutants", order.points)
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *MUTANTS]
-    environment = {**os.environ, "P2PSTORE_FAULT_SEED": str(order.seed)}
+    environment = {**os.environ, "FAULT_SEED": str(order.seed)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     passed = re.search(r"(\d+) passed", done.stdout)
     row.counts["tests passed"] += int(passed[1]) if passed else 0

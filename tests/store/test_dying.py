@@ -118,6 +118,24 @@ def test_chunks_of_what_is_dying_are_known_no_more(db: sqlite3.Connection) -> No
     assert known(db, other) == set(range(BLOCKS))
 
 
+def test_what_an_ingest_left_is_there_for_its_next_try(db: sqlite3.Connection, folder: int) -> None:
+    intent = journal.open_intent(db, journal.IntentKind.INGEST, b"", NOW)
+    left = bundle(db, created=NOW)
+    blocks.add_root(db, journal.root_of(intent), [left.id])
+    journal.close(db, intent)
+    assert dying.is_unnamed(db, left.id)
+    assert note(db, left, WHOLE)
+    assert known(db, left) == set(range(BLOCKS))
+    again = journal.open_intent(db, journal.IntentKind.INGEST, b"", NOW + 1)
+    assert blocks.claim(db, journal.root_of(again), [left.id]) == {left.id}
+    file(db, folder, b"a", [left.id])
+    journal.close(db, again)
+    assert not dying.bury(db, left.id, NOW + 2, only_from=BundleState.SEALED)
+    assert blocks.by_rowid(db, left.id) == left
+    assert note(db, left, None)
+    assert dying.bundles(db) == []
+
+
 def test_a_whole_bundle_counts_from_when_nothing_needed_it(db: sqlite3.Connection) -> None:
     row = bundle(db)
     note(db, row, bits(1), 10)
