@@ -215,7 +215,7 @@ class Filer:
             raw = self._catalog.view(partial(_manifest, row.id))
             if raw is None:
                 continue
-            opened = open_manifest(raw, self._ring)
+            opened = open_manifest(raw, self._ring, is_recorded=True)
             if not opened.manifest.chunks.depth:
                 continue
             references = self._needs.of(opened.manifest, place_in(row))
