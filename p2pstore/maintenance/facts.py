@@ -15,7 +15,7 @@ from p2pstore.config import FolderSettings
 from p2pstore.content import Kind
 from p2pstore.ids import FolderId, NodeId
 from p2pstore.maintenance.counting import counted, counts_of_all, is_at, parameters
-from p2pstore.maintenance.index import index_root
+from p2pstore.maintenance.index import index_bundles
 from p2pstore.maintenance.world import World
 from p2pstore.policy import Copy, Facts, Holder, choose_holders
 from p2pstore.policy import counted as counted_copies
@@ -194,7 +194,7 @@ class Ledger:
         )
         ids = [settings[number][0] for number in numbers if number in settings]
         # An index is the way from a head to the manifests: its bundles are keys as well.
-        indexes = [_index_bundles(db, folder_id) for folder_id in ids]
+        indexes = [index_bundles(db, folder_id) for folder_id in ids]
         meta = blocks.companions(db, row.id, int(Kind.META))
         is_complete = bool(meta) and bool(indexes) and all(indexes)
         meta = list({m.id: m for m in [*meta, *(m for rows in indexes for m in rows)]}.values())
@@ -385,12 +385,6 @@ def is_for(
         seed=b"%d %d" % (row.folder or 0, row.created // TOGETHER_MS),
     )
     return any(candidate.holder.node == holder for candidate in chosen)
-
-
-def _index_bundles(db: sqlite3.Connection, folder_id: FolderId) -> list[BundleRow]:
-    """What the folder's index lies in."""
-    query = f"SELECT {COLUMNS} FROM roots r JOIN bundles b ON b.id=r.bundle WHERE r.root=?"
-    return [BundleRow(*row) for row in db.execute(query, (index_root(folder_id),))]
 
 
 def _in_the_way(db: sqlite3.Connection, bundle: int) -> dict[str, int]:

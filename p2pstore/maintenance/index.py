@@ -34,6 +34,7 @@ from p2pstore.home import Home
 from p2pstore.ids import BundleId, FileId, FolderId, NodeId
 from p2pstore.ingest import Author, Ingest, Intake, Protected
 from p2pstore.store import (
+    BundleRow,
     Catalog,
     FileRow,
     IntentKind,
@@ -88,8 +89,24 @@ class _Noted(msgspec.Struct, frozen=True, array_like=True):
 
 def written_order(db: sqlite3.Connection, folder_id: FolderId) -> HeadOrder | None:
     """The number of the last index that this catalog wrote for the folder."""
+    noted = _noted(db, folder_id)
+    return None if noted is None else noted.order
+
+
+def index_bundles(db: sqlite3.Connection, folder_id: FolderId) -> list[BundleRow]:
+    """What the last index lies in. Its root may keep more: what the one before lay in, until this
+    one was published."""
+    noted = _noted(db, folder_id)
+    if noted is None:  # after a rebuild: what the rebuild began with
+        rows = blocks.bundles_of_root(db, index_root(folder_id))
+    else:
+        rows = [row for n in noted.bundles if (row := blocks.by_rowid(db, n)) is not None]
+    return rows
+
+
+def _noted(db: sqlite3.Connection, folder_id: FolderId) -> _Noted | None:
     raw = folders.kv_get(db, index_root(folder_id))
-    return None if raw is None else msgspec.msgpack.decode(raw, type=_Noted).order
+    return None if raw is None else msgspec.msgpack.decode(raw, type=_Noted)
 
 
 class IndexWriter:
@@ -165,7 +182,7 @@ class IndexWriter:
         name = os.fsencode(folder.name or "folder")
         intake = Intake(name, fd, os.fstat(fd), xattrs=note)
         root, key = index_root(folder.folder_id), f"index:{folder.folder_id.hex()}"
-        noted = self._noted(key)
+        noted = self._catalog.view(lambda db: _noted(db, folder.folder_id))
         # Noted is what was written; it was published only when the last head has its number.
         is_published = noted is not None and last is not None and noted.order == last
         is_counted_anew = last is not None and order.incarnation != last.incarnation
@@ -200,10 +217,6 @@ class IndexWriter:
         if not isinstance(result, Protected):
             raise Unavailable(f"The index of {folder.name} could not be written: {result.reason}")
         return result
-
-    def _noted(self, key: str) -> _Noted | None:
-        raw = self._catalog.view(lambda db: folders.kv_get(db, key))
-        return None if raw is None else msgspec.msgpack.decode(raw, type=_Noted)
 
 
 def _close(intent: int, db: sqlite3.Connection) -> None:

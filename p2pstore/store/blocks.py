@@ -311,6 +311,13 @@ def by_use(db: sqlite3.Connection, kind: int) -> list[tuple[BundleRow, int, bool
     return [(BundleRow(*row[:-2]), row[-2], bool(row[-1])) for row in db.execute(query, (kind,))]
 
 
+def bundles_of_root(db: sqlite3.Connection, root: str) -> list[BundleRow]:
+    """What something else than a file keeps alive under that name."""
+    columns = ", ".join(f"b.{name}" for name in BundleRow._fields)
+    query = f"SELECT {columns} FROM roots r JOIN bundles b ON b.id=r.bundle WHERE r.root=?"
+    return [BundleRow(*row) for row in db.execute(query, (root,))]
+
+
 def siblings(db: sqlite3.Connection, bundle: int) -> Mapping[bytes, int]:
     """holder -> how many other bundles of files of this one it has proved; a few files tell."""
     query = (

@@ -97,7 +97,12 @@ def test_words_and_one_holder_bring_everything_back(new_node: NewNode, tmp_path:
     second.ok("dehydrate", film)
     until(lambda: second.state(film)["copies"] >= 2, "two copies", 60.0)
     # The list of its blocks may reach the others a little later than the blocks.
-    until(lambda: second.type("free-up", film).code == 0, "freed", 60.0)
+    until(
+        lambda: second.type("free-up", film).code == 0,
+        "freed",
+        60.0,
+        tell=lambda: second.call("evict_why", paths=[os.fspath(film)]),
+    )
     second.ok("hydrate", os.fspath(film) + ".f")
     assert film.read_bytes() == FILES["film.bin"]
     assert lost.words.split()[0] not in second.log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 from p2pstore.content import BundleRef, Entry, decode_head, head_order, verify_head
 from p2pstore.ids import BlockId, BundleId, FolderId, Tag
 from p2pstore.maintenance import recover
-from p2pstore.maintenance.index import HeadOrder, index_root
+from p2pstore.maintenance.index import HeadOrder, index_bundles, index_root
 from p2pstore.store import (
     FileRow,
     IntentKind,
@@ -185,6 +186,20 @@ def test_one_file_without_a_place_does_not_stop_the_index(world: World) -> None:
     world.protect({"a": b"1"})
     add_rows(world, ["b"], listed=False)
     assert world.index.write(folder_of(world), None) is not None
+
+
+def test_the_index_that_counts_for_eviction_is_the_last_one(world: World) -> None:
+    """What the one before lay in is kept a while, and may have no copies anywhere."""
+    world.protect({"a": b"1"})
+    first = order_of(world.index.write(folder_of(world), None))
+    look = partial(index_bundles, folder_id=world.folder_id)
+    before = {row.id for row in world.catalog.view(look)}
+    world.protect({"b": noise(5000)})
+    world.index.write(folder_of(world), first)
+    now = {row.id for row in world.catalog.view(look)}
+    assert now
+    assert not now & before
+    assert before < root_of(world), "it is kept nevertheless"
 
 
 def test_what_only_older_indexes_lay_in_is_marked_and_nothing_else(world: World) -> None:
