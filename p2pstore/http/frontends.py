@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
@@ -95,8 +94,7 @@ class Frontends:
         # asyncio forgets, and leaves open, a connection that it has just accepted when its server
         # closes: so accept no more first, close some turns later, and let transports end.
         for listener in self._listeners:
-            # A loop without readers, or a listener that is closed already, accepts no more anyway.
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            if listener.fileno() >= 0:  # else it is closed already
                 asyncio.get_running_loop().remove_reader(listener)
         self._listeners.clear()
         await _turns()
