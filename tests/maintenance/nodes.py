@@ -30,7 +30,7 @@ from p2pstore.content import (
 )
 from p2pstore.ids import BundleId, Epoch, FileId, FolderId, NodeId, group_id_of
 from p2pstore.ingest import Author
-from p2pstore.maintenance import Collector, Evictor, Ledger, Others, Replicator, World
+from p2pstore.maintenance import Collector, Evictor, Ledger, Others, Refetcher, Replicator, World
 from p2pstore.maintenance.index import HeadOrder
 from p2pstore.policy import Holder
 from p2pstore.store import (
@@ -356,6 +356,20 @@ class Group(SwarmWorld):
         device = Device(self, name, self.root, **options)
         self.nodes.append(device)
         return device
+
+    def refetcher(self, device: Device, *, free: Callable[[], int]) -> Refetcher:
+        """What brings the device's bundles back from others, while it has so many bytes `free`."""
+        return Refetcher(
+            catalog=device.catalog,
+            store=device.bundles,
+            pusher=device.pusher,
+            source=device.source,
+            promises=device.promises,
+            opened_by=lambda key: key == device.public,
+            admit_map=device.gate.admit_map,
+            free=free,
+            pool=self.pool,
+        )
 
     async def devices(self, number: int) -> list[Device]:
         made = [self.device(f"device {i}") for i in range(number)]

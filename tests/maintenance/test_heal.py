@@ -10,7 +10,7 @@ import pytest
 
 from p2pstore.errors import NoRoom, P2PStoreError
 from p2pstore.ids import BlockId
-from p2pstore.maintenance import Healer, Refetcher
+from p2pstore.maintenance import Healer
 from p2pstore.restore import Wanted
 from p2pstore.store import BundleRow, BundleState, blocks
 from tests.swarm.world import Node
@@ -29,17 +29,7 @@ class Sick:
         self.healer = Healer(
             catalog=a.catalog,
             store=a.bundles,
-            refetcher=Refetcher(
-                catalog=a.catalog,
-                store=a.bundles,
-                pusher=a.pusher,
-                source=a.source,
-                promises=a.promises,
-                opened_by=lambda key: key == a.public,
-                admit_map=a.gate.admit_map,
-                free=lambda: self.free,
-                pool=group.pool,
-            ),
+            refetcher=group.refetcher(a, free=lambda: self.free),
             source=a.source,
             free=lambda: self.free,
             pool=group.pool,

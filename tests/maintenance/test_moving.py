@@ -10,7 +10,7 @@ import pytest
 
 from p2pstore.errors import NoRoom, NotAllowed, Unavailable
 from p2pstore.ids import BundleId, NodeId
-from p2pstore.maintenance import Around, Mover, Refetcher, World
+from p2pstore.maintenance import Around, Mover, World
 from p2pstore.maintenance.loops import Loop
 from p2pstore.store import BundleState, blocks, copies
 from p2pstore.wire import Move
@@ -32,17 +32,7 @@ class Owner:
 
     def wire(self) -> None:
         a = self.device
-        refetcher = Refetcher(
-            catalog=a.catalog,
-            store=a.bundles,
-            pusher=a.pusher,
-            source=a.source,
-            promises=a.promises,
-            opened_by=lambda key: key == a.public,
-            admit_map=a.gate.admit_map,
-            free=lambda: 1 << 30,
-            pool=self.group.pool,
-        )
+        refetcher = self.group.refetcher(a, free=lambda: 1 << 30)
         self.mover = Mover(
             catalog=a.catalog,
             store=a.bundles,

@@ -31,18 +31,7 @@ class Evicted:
         self.refetcher = self.wire()
 
     def wire(self) -> Refetcher:
-        a = self.a
-        return Refetcher(
-            catalog=a.catalog,
-            store=a.bundles,
-            pusher=a.pusher,
-            source=a.source,
-            promises=a.promises,
-            opened_by=lambda key: key == a.public,
-            admit_map=a.gate.admit_map,
-            free=lambda: self.free,
-            pool=self.group.pool,
-        )
+        return self.group.refetcher(self.a, free=lambda: self.free)
 
     async def evict(self) -> None:
         assert await self.a.evict(self.row) == {}

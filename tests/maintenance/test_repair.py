@@ -8,7 +8,7 @@ import pytest
 
 from p2pstore.errors import NoRoom, Unavailable
 from p2pstore.ids import NodeId
-from p2pstore.maintenance import Refetcher, World
+from p2pstore.maintenance import World
 from p2pstore.maintenance import repair as module
 from p2pstore.maintenance.loops import Loop
 from p2pstore.maintenance.repair import SOON_S, Repairer
@@ -31,17 +31,7 @@ class Repairing:
         self.repairer = Repairer(
             catalog=a.catalog,
             ledger=a.ledger,
-            refetcher=Refetcher(
-                catalog=a.catalog,
-                store=a.bundles,
-                pusher=a.pusher,
-                source=a.source,
-                promises=a.promises,
-                opened_by=lambda key: key == a.public,
-                admit_map=a.gate.admit_map,
-                free=lambda: self.free,
-                pool=group.pool,
-            ),
+            refetcher=group.refetcher(a, free=lambda: self.free),
             world=self.world,
             connected=self.connected,
             copy_soon=self._wake,
