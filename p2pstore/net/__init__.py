@@ -18,6 +18,7 @@ from p2pstore.net.portmap import (
     RouterPorts,
     default_gateway,
 )
+from p2pstore.net.tasks import pause_or_wake
 from p2pstore.net.transport import TlsTransport
 from p2pstore.net.tunnel import OPEN_S as TUNNEL_OPEN_S
 from p2pstore.net.tunnel import pair
@@ -50,5 +51,6 @@ __all__ = [
     "local_addresses",
     "pair",
     "pause_after",
+    "pause_or_wake",
     "refuse_all",
 ]

@@ -22,7 +22,7 @@ from p2pstore.ids import NodeId, short
 from p2pstore.net.endpoint import Transport
 from p2pstore.net.link import STRANGER, Address, Link
 from p2pstore.net.peers import PeerBook
-from p2pstore.net.tasks import TaskOwner
+from p2pstore.net.tasks import TaskOwner, pause_or_wake
 from p2pstore.wire import MAX_ADDRESSES, format_address
 
 log = logging.getLogger(__name__)
@@ -230,14 +230,17 @@ class Connections:
                 continue  # another link took over
             lived = self._clock.monotonic() - began
             failures = 1 if lived >= STEADY_S else failures + 1
-            await self._pause_or_wake(node_id, pause_after(failures, self._dice()))
+            pause_s = pause_after(failures, self._dice())
+            await pause_or_wake(self._pause, pause_s, self._wake[node_id])
 
     async def _stay(self, node_id: NodeId, link: Link) -> None:
         """Until the link ends; one through a peer is left for a direct one as soon as possible."""
         closed = asyncio.ensure_future(link.wait_closed())
         try:
             while link.via is not None and not closed.done():
-                pause = asyncio.ensure_future(self._pause_or_wake(node_id, DIRECT_EVERY_S))
+                pause = asyncio.ensure_future(
+                    pause_or_wake(self._pause, DIRECT_EVERY_S, self._wake[node_id])
+                )
                 try:
                     await asyncio.wait({closed, pause}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -256,16 +259,6 @@ class Connections:
             await self._dial_directly(node_id)
         except P2PStoreError as exc:
             log.debug("Still reached through another peer only: %s", exc)
-
-    async def _pause_or_wake(self, node_id: NodeId, seconds: float) -> None:
-        pause = asyncio.ensure_future(self._pause(seconds))
-        wake = asyncio.ensure_future(self._wake[node_id].wait())
-        try:
-            await asyncio.wait({pause, wake}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            pause.cancel()
-            wake.cancel()
-            await asyncio.wait({pause, wake})
 
     def _changed(self, link: Link, is_up: bool) -> None:
         if is_up:

@@ -1,4 +1,6 @@
-"""An owner of tasks that come and go: none outlives `close`, and no failure is silent.
+"""An owner of tasks that come and go, and a pause that can be cut short.
+
+No task outlives its owner's `close`, and no failure is silent.
 
 A TaskGroup ends all of its tasks when one fails; here each stands for one peer, whose failure
 concerns nobody else.
@@ -8,10 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+
+async def pause_or_wake(
+    pause: Callable[[float], Awaitable[None]], seconds: float, wake: asyncio.Event
+) -> None:
+    """Until `pause(seconds)` ends or `wake` is set; an error of the pause counts as its end."""
+    pausing = asyncio.ensure_future(pause(seconds))
+    waking = asyncio.ensure_future(wake.wait())
+    try:
+        await asyncio.wait({pausing, waking}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        pausing.cancel()
+        waking.cancel()
+        await asyncio.wait({pausing, waking})
 
 
 class TaskOwner:

@@ -22,7 +22,7 @@ from p2pstore.clock import Clock
 from p2pstore.dht import is_public
 from p2pstore.errors import Busy, NotAllowed, P2PStoreError
 from p2pstore.ids import NodeId
-from p2pstore.net import STRANGER, Address, Link, Request
+from p2pstore.net import STRANGER, Address, Link, Request, pause_or_wake
 from p2pstore.policy import Ask
 from p2pstore.swarm.access import Gate
 from p2pstore.swarm.getting import Peers
@@ -129,14 +129,7 @@ class Reachability:
         while True:
             self._wake.clear()
             rest_s = await self._turn()
-            pause = asyncio.ensure_future(self._pause(rest_s))
-            wake = asyncio.ensure_future(self._wake.wait())
-            try:
-                await asyncio.wait({pause, wake}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                pause.cancel()
-                wake.cancel()
-                await asyncio.wait({pause, wake})
+            await pause_or_wake(self._pause, rest_s, self._wake)
 
     async def _turn(self) -> float:
         """Ask whoever was not asked within the hour; the seconds until the next time."""

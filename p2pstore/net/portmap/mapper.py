@@ -22,6 +22,7 @@ from p2pstore.net.portmap.gateway import Gateway, default_gateway
 from p2pstore.net.portmap.igd import CONFLICT, Fault
 from p2pstore.net.portmap.pcp import NONCE
 from p2pstore.net.portmap.speaking import IgdRouter, NatPmpRouter, PcpRouter, Router, RouterPorts
+from p2pstore.net.tasks import pause_or_wake
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +83,7 @@ class PortMapper:
             self._wake.clear()
             rest_s = await self._careful_turn()
             self.asked.set()
-            pause = asyncio.ensure_future(self._pause(rest_s))
-            wake = asyncio.ensure_future(self._wake.wait())
-            try:
-                await asyncio.wait({pause, wake}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                pause.cancel()
-                wake.cancel()
-                await asyncio.wait({pause, wake})
+            await pause_or_wake(self._pause, rest_s, self._wake)
 
     async def close(self) -> None:
         """Take the mapping back, in a moment or not at all."""
