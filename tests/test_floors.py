@@ -25,9 +25,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"content", "wire", "policy", "keys", "config"}),
     frozenset({"store", "net", "dht", "watch", "leases", "home", "carriers"}),
     frozenset({"swarm"}),
-    frozenset({"ingest", "restore", "placement"}),
+    frozenset({"ingest", "restore", "placement", "pieces"}),
     frozenset({"folders", "maintenance", "members", "vfs"}),
-    frozenset({"node"}),
+    frozenset({"node", "api"}),
     frozenset({"cli", "http", "webdav"}),
     frozenset({"__main__"}),
 )
