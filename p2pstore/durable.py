@@ -2,7 +2,8 @@
 
 Order: bytes, fsync of the file, rename over the old one, fsync of the directory; for many files
 together: all bytes, one sync of the file system, all renames, one sync more. A reader sees the old
-content or the new one. Never used on a user's file: there nothing is renamed over.
+content or the new one, and where that is not enough, a checksum (`with_check`). Never used on a
+user's file: there nothing is renamed over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from blake3 import blake3
+
+from p2pstore.errors import FormatError
 from p2pstore.syscalls import syncfs
+
+_CHECK_SIZE = 16
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -55,6 +61,27 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def with_check(magic: bytes, body: bytes) -> bytes:
+    """The content of a file that shows when it was damaged: magic, the first 16 bytes of BLAKE3
+    over the body, body."""
+    return magic + blake3(body).digest(length=_CHECK_SIZE) + body
+
+
+def read_checked(path: Path, magic: bytes, most: int) -> bytes:
+    """The body of what `with_check` made, of at most `most` bytes in all.
+
+    FormatError when it is damaged, FileNotFoundError.
+    """
+    with open(path, "rb") as file:
+        raw = file.read(most + 1)
+    start = len(magic) + _CHECK_SIZE
+    if len(raw) > most or raw[: len(magic)] != magic:
+        raise FormatError(f"{path.name} is not what its name says")
+    if blake3(raw[start:]).digest(length=_CHECK_SIZE) != raw[len(magic) : start]:
+        raise FormatError(f"{path.name} is damaged")
+    return raw[start:]
 
 
 def _temporary(path: Path) -> Path:

@@ -60,6 +60,19 @@ def group_id_of(public_key: PublicKey) -> GroupId:
     return GroupId(blake3(public_key).digest())
 
 
+def base32(raw: bytes) -> str:
+    """In lower case, without padding: how links and keys are written."""
+    return base64.b32encode(raw).decode().rstrip("=").lower()
+
+
+def unbase32(text: str) -> bytes:
+    """ValueError when `text` is not exactly what `base32` makes (in either case)."""
+    raw = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
+    if base32(raw) != text.lower():
+        raise ValueError("not canonical base32")
+    return raw
+
+
 def short(identifier: bytes) -> str:
     """The first characters of an id for humans, as `7k2f-q9`; never parsed back."""
     text = base64.b32encode(identifier[:4]).decode().lower()

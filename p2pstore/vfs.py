@@ -8,22 +8,18 @@ changes a watched folder.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import NamedTuple
 
-import aiofiles
-
 from p2pstore.content import MAX_READ, Manifest, Opened, looks_like_manifest
-from p2pstore.errors import FormatError, NoRoom, UsageError
+from p2pstore.errors import FormatError, UsageError
 from p2pstore.ids import BundleId, FolderId
-from p2pstore.restore import Restore, Wanted
-from p2pstore.sandbox import cannot_write
+from p2pstore.restore import Restore, Wanted, write_copy
 from p2pstore.store import Catalog, FileRow, State, blocks, files, folders
 
-_ZEROS = bytes(1 << 20)
 PAGE = 2000
 
 
@@ -128,50 +124,21 @@ class Vfs:
             raise FormatError(f"{path} is no placeholder of p2pstore.")
         return self._restore.open(raw)
 
-    async def read(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def read(
+        self, path: str, start: int = 0, end: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """The bytes start..end (exclusive) as they come, holes as zeros; UsageError beyond it."""
         opened = await self.open(path)
         manifest = await self._restore.complete(opened.manifest)
-        size = manifest.meta.size
-        stop = size if end is None else min(end, size)
-        if start > size or start < 0 or stop < start:
-            raise UsageError(f"The range lies outside the file's {size} bytes.")
-        at = start
-        async for pieces in self._restore.stream(manifest, start, stop):
-            for offset, content in pieces:
-                for zeros in _zeros(offset - at):
-                    yield zeros
-                yield bytes(content)
-                at = offset + len(content)
-        for zeros in _zeros(stop - at):
-            yield zeros
+        async with aclosing(self._restore.content(manifest, start, end)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def copy(self, path: str, target: str) -> tuple[str, int]:
         """Write the content to a new file; never over one that exists. Returns (path, bytes)."""
         opened = await self.open(path)
         manifest = await self._restore.complete(opened.manifest)
-        if os.path.isdir(target):
-            target = os.path.join(target, os.fsdecode(manifest.meta.name))
-        await asyncio.to_thread(_reserve, target, manifest.meta.size)
-        # A short name: the target's own may have all the bytes that a name can have.
-        temporary = os.path.join(os.path.dirname(target), f".{os.urandom(8).hex()}.p2pstore.part")
-        try:
-            async with aiofiles.open(temporary, "xb", buffering=0) as file:
-                try:
-                    async for pieces in self._restore.stream(manifest):
-                        await asyncio.to_thread(_write, file.fileno(), pieces)
-                    await asyncio.to_thread(_settle, file.fileno(), manifest)
-                    await asyncio.to_thread(os.link, temporary, target)
-                finally:
-                    os.unlink(temporary)
-        except FileExistsError as exc:
-            raise UsageError(
-                f"{exc.filename2 or exc.filename} exists; choose another name."
-            ) from exc
-        except OSError as exc:
-            failed = NoRoom if exc.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
-            raise failed(cannot_write(target, exc)) from exc
-        return target, manifest.meta.size
+        return await write_copy(self._restore, manifest, target), manifest.meta.size
 
     async def inspect(self, path: str) -> Inspection:
         """Everything that the manifest says, and the blocks that its content needs."""
@@ -207,34 +174,3 @@ def _read(path: str) -> bytes:
         raise UsageError(f"{path} cannot be read ({exc.strerror}).") from exc
     finally:
         os.close(fd)
-
-
-def _zeros(count: int) -> list[bytes]:
-    whole, rest = divmod(max(0, count), len(_ZEROS))
-    return [_ZEROS] * whole + ([_ZEROS[:rest]] if rest else [])
-
-
-def _reserve(target: str, size: int) -> None:
-    if os.path.lexists(target):
-        raise UsageError(f"{target} exists; choose another name.")
-    try:
-        usage = os.statvfs(os.path.dirname(os.path.abspath(target)))
-    except OSError as exc:
-        raise UsageError(cannot_write(target, exc)) from exc
-    if usage.f_bavail * usage.f_frsize < size:
-        raise NoRoom(f"{target} needs {size} bytes; there is less room.")
-
-
-def _write(fd: int, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
-    for offset, content in pieces:
-        view = memoryview(content)
-        while view:
-            done = os.pwrite(fd, view, offset)
-            view, offset = view[done:], offset + done
-
-
-def _settle(fd: int, manifest: Manifest) -> None:
-    os.ftruncate(fd, manifest.meta.size)
-    os.fchmod(fd, manifest.meta.mode & 0o777)
-    os.utime(fd, ns=(manifest.meta.mtime_ns, manifest.meta.mtime_ns))
-    os.fsync(fd)

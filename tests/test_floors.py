@@ -26,7 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"store", "net", "dht", "watch", "leases", "home", "carriers"}),
     frozenset({"swarm"}),
     frozenset({"ingest", "restore", "placement", "pieces"}),
-    frozenset({"folders", "maintenance", "members", "vfs"}),
+    frozenset({"folders", "maintenance", "members", "shares", "vfs"}),
     frozenset({"node", "api"}),
     frozenset({"cli", "http", "webdav"}),
     frozenset({"__main__"}),

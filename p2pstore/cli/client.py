@@ -35,7 +35,9 @@ class Node(Protocol):
     def call(self, method: str, progress: Progress | None = None, **args: object) -> Any:
         """Return the method's result; P2PStoreError of the fitting class on failure."""
 
-    def cat(self, path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def cat(
+        self, path: str, start: int = 0, end: int | None = None, *, password: str = ""
+    ) -> Iterator[bytes]:
         """Yield the content from `start` up to `end` (exclusive)."""
 
 
@@ -110,12 +112,16 @@ class RunningNode:
                     progress(news.get("progress", {}))
         raise errors.NotRunning("The node stopped before it answered; start it: p2pstore run")
 
-    def cat(self, path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def cat(
+        self, path: str, start: int = 0, end: int | None = None, *, password: str = ""
+    ) -> Iterator[bytes]:
         from http.client import IncompleteRead
         from urllib.parse import quote_from_bytes
 
         last = "" if end is None else str(end - 1)
         query = f"path={quote_from_bytes(os.fsencode(path))}&range={start}-{last}"
+        if password:
+            query += f"&password={quote_from_bytes(password.encode())}"
         request_id = os.urandom(8).hex()
         url = f"/api/v1/cat?{query}"
         with self._request("GET", url, headers={"X-Request-Id": request_id}) as response:
@@ -186,7 +192,9 @@ class OfflineControl(Protocol):
         self, method: str, args: Mapping[str, Any], progress: Progress
     ) -> Awaitable[Any]: ...
 
-    def cat(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]: ...
+    def cat(
+        self, path: str, start: int = 0, end: int | None = None, *, password: str = ""
+    ) -> AsyncIterator[bytes]: ...
 
 
 class StoppedNode:
@@ -227,7 +235,9 @@ class StoppedNode:
         tell = progress if progress is not None else (lambda news: None)
         return self._run(self._control.dispatch(method, args, tell))
 
-    def cat(self, path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        content = self._control.cat(path, start, end)
+    def cat(
+        self, path: str, start: int = 0, end: int | None = None, *, password: str = ""
+    ) -> Iterator[bytes]:
+        content = self._control.cat(path, start, end, password=password)
         while piece := self._run(anext(content, b"")):
             yield piece

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from p2pstore.cli import show
-from p2pstore.cli.params import BYTE_RANGE, PATH
-from p2pstore.cli.shell import Shell, example, gravest, pass_shell
+from p2pstore.cli.params import BYTE_RANGE, KEY_OR_PATH, PATH
+from p2pstore.cli.shares import ask_password
+from p2pstore.cli.shell import Shell, example, gravest, pass_shell, secret
 
 NOT_FREED = 5
 
@@ -164,15 +165,21 @@ def open_(shell: Shell, file: str, only_print: bool) -> int:
 
 
 @click.command(epilog=example("p2pstore cat ~/Vault/film.mkv.f --range 0-99 | xxd"))
-@click.argument("file", metavar="FILE.f|PATH", type=PATH)
+@click.argument("file", metavar="FILE.f|PATH|KEY", type=KEY_OR_PATH)
 @click.option("--range", "span", type=BYTE_RANGE, help="Byte offsets, both inclusive; A- to end.")
+@click.option("--password", "has_password", is_flag=True, help="Asks for the password of a KEY.")
 @pass_shell
-def cat(shell: Shell, file: str, span: tuple[int, int | None] | None) -> int:
-    """Write a file's content to standard output, without bringing the original back."""
+def cat(shell: Shell, file: str, span: tuple[int, int | None] | None, has_password: bool) -> int:
+    """Write a file's content to standard output, without bringing the original back.
+
+    KEY is that of a file that somebody shared (- reads it from standard input).
+    """
     start, end = span or (0, None)
     out = sys.stdout.buffer
+    file = secret(file)
+    password = ask_password(has_password)
     with shell.any_node() as node:
-        for piece in node.cat(file, start, end):
+        for piece in node.cat(file, start, end, password=password):
             out.write(piece)
     out.flush()
     return 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import click
 from p2pstore.cli import show
 from p2pstore.cli.client import Node
 from p2pstore.cli.params import PATH, SIZE
+from p2pstore.cli.qr import show_qr
 from p2pstore.cli.shell import INTERRUPTED, Shell, example, pass_shell, secret
 from p2pstore.cli.status import is_holder, peer_lines
 from p2pstore.errors import P2PStoreError, UsageError
@@ -47,7 +46,7 @@ def invite(shell: Shell, role: str, yes: bool) -> int:
     invitation = node.call("invite", role=role, confirm=not yes)
     link = str(invitation["link"])
     if not yes and sys.stdout.isatty():
-        _show_qr(link)  # above the link, which a small window must not scroll away
+        show_qr(link)  # above the link, which a small window must not scroll away
     shell.result(link)
     sys.stdout.flush()
     if yes:
@@ -84,21 +83,6 @@ def _taken_back(shell: Shell, node: Node, invite: str) -> Iterator[None]:
         node.call("withdraw_invite", invite=invite)
         shell.fail("\nThe invitation is taken back; for a new one: p2pstore invite")
         raise click.exceptions.Exit(INTERRUPTED) from None
-
-
-def _show_qr(link: str) -> None:
-    """Draw the link for a phone's camera, where the terminal is wide enough and knows blocks."""
-    import segno
-
-    drawn = io.StringIO()
-    segno.make(link, error="l").terminal(out=drawn, compact=True, border=2)
-    code = drawn.getvalue()
-    try:
-        code.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        return
-    if max(map(len, code.splitlines())) <= shutil.get_terminal_size().columns:
-        print(code)
 
 
 @click.command(epilog=example("p2pstore join p2ps://192.168.1.5:8080/...#...", "p2pstore join -"))

@@ -35,6 +35,22 @@ class NodePath(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
         return [CompletionItem(incomplete, type="file")]
 
 
+class KeyOrPath(NodePath):
+    """The key of a shared file as it is, `-` where one comes from standard input, or a path."""
+
+    name = "key or path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "-" or is_key(str(value)):
+            return str(value)
+        return super().convert(value, param, ctx)
+
+
+def is_key(text: str) -> bool:
+    """Whether somebody means the key of a shared file by it."""
+    return text.lower().startswith(("p2p:", "p2pc:"))
+
+
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in newest click
     """`5`, `10m`, `24h`, `30d` as seconds."""
 
@@ -84,6 +100,7 @@ class ByteRange(click.ParamType):  # type: ignore[type-arg]  # generic only in n
 
 
 PATH = NodePath()
+KEY_OR_PATH = KeyOrPath()
 DURATION = Duration()
 SIZE = Size()
 BYTE_RANGE = ByteRange()

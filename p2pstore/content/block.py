@@ -96,6 +96,14 @@ class Sealer:
         ).compress
 
     def seal(self, payload: bytes | memoryview) -> SealedBlock:
+        packed = self._pack(payload)
+        return _sealed(packed, blake3(packed, key=self._secret).digest())
+
+    def seal_under(self, key: bytes, payload: bytes) -> SealedBlock:
+        """With a key that is used for this one payload and for nothing else, ever."""
+        return _sealed(self._pack(payload), key)
+
+    def _pack(self, payload: bytes | memoryview) -> bytes:
         length = len(payload)
         if length > MAX_PAYLOAD:
             raise LocalProtocolError(f"a payload of {length} bytes does not fit a block")
@@ -105,14 +113,16 @@ class Sealer:
             flag, body = 0, payload
         size = _HEAD_SIZE + len(body)
         step = 1 << max(5, size.bit_length() - 6)
-        packed = b"".join((_HEAD.pack(flag, len(body)), body, bytes(-size % step)))
-        key = blake3(packed, key=self._secret).digest()
-        block = _seal(packed, BLOCK_AAD, _NONCE, key)
-        return SealedBlock(BlockId(blake3(block).digest()), key, block)
+        return b"".join((_HEAD.pack(flag, len(body)), body, bytes(-size % step)))
 
     def seal_many(self, payloads: Iterable[bytes | memoryview]) -> list[SealedBlock]:
         seal = self.seal
         return [seal(payload) for payload in payloads]
+
+
+def _sealed(packed: bytes, key: bytes) -> SealedBlock:
+    block = _seal(packed, BLOCK_AAD, _NONCE, key)
+    return SealedBlock(BlockId(blake3(block).digest()), key, block)
 
 
 class Unsealer:

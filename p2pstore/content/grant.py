@@ -34,6 +34,8 @@ MAX_GRANT_BLOCKS = 1024  # more are granted by several grants, or by the whole b
 MAX_GRANT = 64 * 1024  # a grant travels in a control frame
 MAX_TOKEN = 64
 
+FOR_EVER_MS = MAX_INT  # the end of what ends only when it is taken back
+
 GRANT_CONTEXT = b"p2pstore 2026 grant"
 
 

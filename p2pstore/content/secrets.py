@@ -6,7 +6,9 @@ Each is 32 bytes and has one use. The dedup secret is no part of an epoch: it li
 group, so that a chunk that was sealed years ago is still known.
 
 A share has no group: its own 32-byte secret takes the place of an epoch's, and the epoch's name is
-derived from it as well.
+derived from it as well. Bundle id and tag come from the secret in the key, so that whoever has the
+key finds the share; token and keys come from `share_access`, which also wants the password, if
+there is one: argon2id over it (3 rounds, 64 MiB), salted by the secret, hashed with the secret.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from blake3 import blake3
+from nacl.pwhash.argon2id import kdf as argon2id
 
 from p2pstore.errors import IntegrityError
-from p2pstore.ids import Epoch, Tag
+from p2pstore.ids import BundleId, Epoch, Tag
 
 SECRET_SIZE = 32
+_GUESS_ROUNDS, _GUESS_BYTES = 3, 64 << 20
 
 
 def _derive(use: str, secret: bytes, length: int = 32) -> bytes:
@@ -45,10 +49,10 @@ class EpochKeys:
         )
 
     @classmethod
-    def of_share(cls, share_secret: bytes) -> EpochKeys:
+    def of_share(cls, access: bytes) -> EpochKeys:
         """The keys of a share: its manifest needs no group secret."""
-        name = Epoch(_derive("share epoch", share_secret, 8))
-        return cls.derive(name, _derive("share keys", share_secret))
+        name = Epoch(_derive("share epoch", access, 8))
+        return cls.derive(name, _derive("share keys", access))
 
 
 def share_tag(share_secret: bytes) -> Tag:
@@ -56,9 +60,36 @@ def share_tag(share_secret: bytes) -> Tag:
     return Tag(_derive("share tag", share_secret, 20))
 
 
-def share_token(share_secret: bytes) -> bytes:
+def share_bundle(share_secret: bytes) -> BundleId:
+    """The id of that bundle; as good as a random one, since the secret is."""
+    return BundleId(_derive("share bundle", share_secret))
+
+
+def share_token(access: bytes) -> bytes:
     """What a stranger shows to a holder to get the blocks of a share."""
-    return _derive("share token", share_secret)
+    return _derive("share token", access)
+
+
+def share_root_key(access: bytes) -> bytes:
+    """The key of the one block that holds a share's manifest: no entry anywhere names it."""
+    return _derive("share root", access)
+
+
+def share_access(share_secret: bytes, password: str) -> bytes:
+    """What opens a share: its secret, or with a password a secret made of both.
+
+    Blocks for a fifth of a second and takes 64 MiB: that is what guessing costs.
+    """
+    if not password:
+        return share_secret
+    stretched = argon2id(
+        SECRET_SIZE,
+        password.encode(),
+        _derive("share salt", share_secret, 16),
+        opslimit=_GUESS_ROUNDS,
+        memlimit=_GUESS_BYTES,
+    )
+    return _derive("share password", share_secret + stretched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +99,12 @@ class Keyring:
     current: EpochKeys
     epochs: Mapping[Epoch, EpochKeys] = field(repr=False)
     dedup: bytes = field(repr=False)
+
+    @classmethod
+    def of_share(cls, access: bytes) -> Keyring:
+        """A share's own: it reads nothing else, and shares no chunk with anything."""
+        keys = EpochKeys.of_share(access)
+        return cls(keys, {keys.epoch: keys}, _derive("share dedup", access))
 
     def __getitem__(self, epoch: Epoch) -> EpochKeys:
         """The keys of that epoch; IntegrityError when it is none of ours."""

@@ -98,7 +98,9 @@ class ControlApi:
             start, end = parse_range(query.get("range", "0-"))
             if "path" not in query:
                 raise UsageError("cat needs a path.")
-            content = self._control.cat(query["path"], start, end)
+            content = self._control.cat(
+                query["path"], start, end, password=query.get("password", "")
+            )
             # The first piece decides between an answer and an error, so it comes before the head.
             first = await anext(content, b"")
         except Exception as exc:

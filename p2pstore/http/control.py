@@ -7,7 +7,8 @@ TRANSPORT
     POST /api/v1/METHOD with a JSON object of arguments. The answer is one JSON document a line:
     {"progress": {...}} any number of times, then {"result": ...} or
     {"error": {"code": EXIT_CODE, "message": SENTENCE}}.
-    GET /api/v1/cat?path=PATH[&range=A-B] streams raw bytes (A-B inclusive, "A-" to the end).
+    GET /api/v1/cat?path=PATH[&range=A-B][&password=P] streams raw bytes (A-B inclusive, "A-" to
+    the end); PATH may be the key of a share.
     Errors before the first byte are HTTP 4xx/5xx with {"error": ...}; a later one cuts the body
     short, and GET /api/v1/cat/failure?id=ID tells which (ID: the request's X-Request-Id).
     A caller that goes away ends its waiting, not the work: only `WAITS` are cancelled with it.
@@ -20,7 +21,7 @@ NAMES
 PROGRESS
     {"stage": "protect", "files": n, "files_total": N, "bytes": b, "bytes_total": B}; the counts may
     be absent or null. Stages: scan, rest, protect, replace, push, hydrate, evict, check, rebuild,
-    export.
+    export, upload, download.
     {"text": "..."} is a line to show once, whatever the stage.
 
 RESULTS OF MANY (hydrate, dehydrate, free_up, pin, unpin, evict)
@@ -62,6 +63,17 @@ METHODS (arguments -> result)
                                            name or short id, "signature": "valid" | "untrusted" |
                                            "wrong", "epoch", "local_blocks", "copies"}
     restore {path, to}                     {"path": written, "bytes"}
+    upload {path, expires, once, password} expires: seconds|null, password: words|null; progress
+                                           stage "upload"; {"key", "name", "size", "expires":
+                                           time|null}
+    download {key, to, password, force}    to: a file or a directory; progress stage "download";
+                                           {"path": written, "size"}. Not there, ended, or a wrong
+                                           password: 5; no key: 2; mistyped: 3
+    shares {}                              {"shares": [{"key", "name", "size", "created": time,
+                                           "expires": time|null, "once", "password": bool,
+                                           "copies": on others, the least of its bundles}]}
+    unshare {key}                          {"name"}
+    stat {path, password}                  path: also a key; {"name", "size"}
     undelete {path}                        {"path": placeholder that is back}
     pause {dir}                            {"path"}
     resume {dir, how}                      how: null | "accept" | "undo" -> {"path", "restored"?}
@@ -151,6 +163,11 @@ METHODS = frozenset(
         "open",
         "inspect",
         "restore",
+        "upload",
+        "download",
+        "shares",
+        "unshare",
+        "stat",
         "undelete",
         "pause",
         "resume",
@@ -171,7 +188,9 @@ METHODS = frozenset(
     }
 )
 
-WAITS = frozenset({"wait_folder", "wait_invite", "preview", "status", "ls", "doctor", "check"})
+WAITS = frozenset(
+    {"wait_folder", "wait_invite", "preview", "status", "ls", "doctor", "check", "stat"}
+)
 """Methods that only look or wait: cancelled when their caller goes away."""
 
 
@@ -181,7 +200,9 @@ class Control(Protocol):
     def dispatch(self, method: str, args: Mapping[str, Any], progress: Progress) -> Awaitable[Any]:
         """Run one of METHODS; P2PStoreError on failure. `progress` may be called at any rate."""
 
-    def cat(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    def cat(
+        self, path: str, start: int = 0, end: int | None = None, *, password: str = ""
+    ) -> AsyncIterator[bytes]:
         """Yield the content's bytes start..end (end exclusive, None: to its end), verified."""
 
     async def status(self) -> dict[str, Any]:

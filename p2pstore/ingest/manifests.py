@@ -100,12 +100,14 @@ def _manifest(
     else:
         file_id, parent = follows.file_id, follows.parent
         vector = next_version(follows.vector, batch.me)
+    # A share is for somebody else: whose file it is here does not concern him.
+    uid, gid = (0, 0) if kind == "share" else (stat.st_uid, stat.st_gid)
     meta = FileMeta(
         name=intake.path.rpartition(b"/")[2],
         size=stat.st_size,
         mode=stat.st_mode,
-        uid=stat.st_uid,
-        gid=stat.st_gid,
+        uid=uid,
+        gid=gid,
         user=intake.owner[0],
         group=intake.owner[1],
         mtime_ns=stat.st_mtime_ns,

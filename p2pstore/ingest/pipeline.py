@@ -74,7 +74,7 @@ class Ingest:
 
     def protect(
         self,
-        folder: int,
+        folder: int | None,
         files: Sequence[Intake],
         *,
         intent: int,
@@ -83,9 +83,9 @@ class Ingest:
     ) -> list[Protected | NotProtected]:
         """Make the files' content durable; the result is in the order of `files`.
 
-        `folder` is the catalog row of the folder, `intent` an open row of the journal. When all is
-        verified `commit` records it: it is given the catalog, what is protected, and the catalog
-        rows of the bundles that these name.
+        `folder` is the catalog row of the folder (None: they belong to none), `intent` an open row
+        of the journal. When all is verified `commit` records it: it is given the catalog, what is
+        protected, and the catalog rows of the bundles that these name.
         """
         author = self._author()
         batch = self._begin(folder, intent, author, kind)
@@ -154,7 +154,7 @@ class Ingest:
             wait(batch.finished)
             raise
 
-    def _begin(self, folder: int, intent: int, author: Author, kind: ManifestKind) -> Batch:
+    def _begin(self, folder: int | None, intent: int, author: Author, kind: ManifestKind) -> Batch:
         ring = self._ring()
 
         def roll(kind: Kind, *, remember: bool) -> Rolling:
@@ -193,7 +193,7 @@ class Ingest:
     def _finish(
         self,
         batch: Batch,
-        folder: int,
+        folder: int | None,
         bundle: OpenBundle,
         ref: BundleRef,
         written: list[Written],

@@ -333,9 +333,10 @@ def _lacking(world: World, holder: NodeId) -> str:
     """Bundles of ours of which that holder has no good copy, and is not asking to be rid of it."""
     who = world.holders.get(holder, Holder(holder, "device"))
     moving = "SELECT 1 FROM copies c WHERE c.bundle=b.id AND c.holder=:holder AND c.state='moving'"
+    once = f"SELECT 1 FROM roots r WHERE r.bundle=b.id AND r.root GLOB '{blocks.ONCE}*'"
     return (
         f"FROM bundles b WHERE b.id>:after AND b.state='sealed' AND {OURS} AND b.kind=:kind"
-        f" AND NOT {is_at(who)} AND NOT EXISTS ({moving})"
+        f" AND NOT {is_at(who)} AND NOT EXISTS ({moving}) AND NOT EXISTS ({once})"
     )
 
 

@@ -12,10 +12,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from p2pstore.ids import NodeId
+from p2pstore.ids import NodeId, base32, unbase32
 from p2pstore.net.link import Address
 from p2pstore.net.tasks import TaskOwner
-from p2pstore.wire import MAX_ADDRESSES, base32, unbase32
+from p2pstore.wire import MAX_ADDRESSES
 
 if TYPE_CHECKING:
     from zeroconf import ServiceInfo, Zeroconf

@@ -21,6 +21,7 @@ from typing import Any
 from p2pstore import sdnotify
 from p2pstore.clock import Clock, SystemClock
 from p2pstore.config import Config
+from p2pstore.content import Keyring
 from p2pstore.folders import Bringing, DiskRoom, Folders, Opening, Parts, Taking
 from p2pstore.home import Home
 from p2pstore.ids import BundleId, NodeId, PublicKey, node_id_of, short
@@ -35,6 +36,7 @@ from p2pstore.maintenance import (
     Healer,
     IndexWriter,
     Ledger,
+    Loop,
     Maintenance,
     Mover,
     Others,
@@ -56,6 +58,7 @@ from p2pstore.node.rebuilding import LATE_S, Completing
 from p2pstore.placement import SUFFIX
 from p2pstore.policy import Candidate
 from p2pstore.restore import Restore, Wanted
+from p2pstore.shares import Downloads, Shares
 from p2pstore.store import DiskBundles, HeldStore, blocks
 from p2pstore.syscalls import is_volatile
 from p2pstore.vfs import Vfs
@@ -129,17 +132,12 @@ class Node:
             linked=self._linked,
             moved=lambda holder, message: self.mover.asked(holder, message),
             refusal=lambda: self.handing.refusal(),
+            grants=lambda bundle_id: self.shares.grants(bundle_id),
+            served=lambda token, bundle_id, sent: self.shares.served(token, bundle_id, sent),
         )
         self.source = self.network.source
         self.pusher = self.network.pusher
-        self.ingest = Ingest(
-            store=self.store,
-            catalog=self.catalog,
-            author=self.group.author,
-            ring=self.group.ring,
-            clock=self.clock,
-            pool=self.seal_pool,
-        )
+        self.ingest = self._make_ingest(self.group.ring)
         self.restore = Restore(
             self.source, ring=self.group.ring, judge=self.group.judge, pool=self.seal_pool
         )
@@ -196,6 +194,10 @@ class Node:
             me=self.group.node_id,
             pool=self.net_pool,
         )
+        self.shares = self._make_shares()
+        self.downloads = Downloads(
+            self.network.share_finder, self.source, pool=self.seal_pool, clock=self.clock
+        )
         self._add_loops()
         self.folders = self._make_folders()
         self.opening = Opening(
@@ -204,6 +206,34 @@ class Node:
             catalog=self.catalog,
             room=self.room,
             clock=self.clock,
+        )
+
+    def _make_ingest(self, ring: Callable[[], Keyring]) -> Ingest:
+        return Ingest(
+            store=self.store,
+            catalog=self.catalog,
+            author=self.group.author,
+            ring=ring,
+            clock=self.clock,
+            pool=self.seal_pool,
+        )
+
+    def _make_shares(self) -> Shares:
+        collector = self.maintenance.collector
+        assert collector is not None
+        return Shares(
+            self.home,
+            store=self.store,
+            catalog=self.catalog,
+            author=self.group.author,
+            ingest=lambda ring: self._make_ingest(lambda: ring),
+            hints=self.network.addresses,
+            content=self.vfs.read,
+            free=lambda: self.room.free(self.data),
+            changed=self._shared,
+            end=collector.end,
+            clock=self.clock,
+            pool=self.pool,
         )
 
     def _make_maintenance(self) -> Maintenance:
@@ -376,6 +406,10 @@ class Node:
         self.handing.woken_by(loops.add("hand over", self.handing.turn).wake)
         self.relief.woken_by(loops.add("relief", self.relief.turn, period_s=RELIEF_S).wake)
         self.handing.then(self.relief.asks_anew)
+        self.shares.woken_by(loops.add("shares", self._shares_turn).wake)
+
+    async def _shares_turn(self, _: Loop) -> float | None:
+        return await self.shares.turn()
 
     def _bytes_waiting(self) -> int:
         """Of files that cannot be taken for want of room."""
@@ -482,6 +516,10 @@ class Node:
     def _group_changed(self) -> None:
         self.network.group_changed()
         self.maintenance.changed()
+
+    def _shared(self) -> None:
+        self.network.announce_new()
+        self.maintenance.copy_soon()
 
     def _linked(self, node_id: NodeId) -> None:
         self.maintenance.linked(node_id)

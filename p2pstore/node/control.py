@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from p2pstore.config import Config
+from p2pstore.content import looks_like_share_key
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.folders import Brought, Preview
 from p2pstore.home import Home
@@ -27,7 +29,7 @@ from p2pstore.node.checks import doctor
 from p2pstore.node.leaving import Leaving
 from p2pstore.node.metrics import metrics
 from p2pstore.node.reporting import checked, report
-from p2pstore.node.status import folder_lines, peer_lines, status
+from p2pstore.node.status import folder_lines, peer_lines, share_lines, status
 from p2pstore.policy import Treatment
 
 Args = Mapping[str, Any]
@@ -77,9 +79,16 @@ class NodeControl:
             raise UsageError(f"There is no method {method!r}.")
         return await call(args, progress)
 
-    async def cat(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        async for piece in self._node.vfs.read(path, start, end):
-            yield piece
+    async def cat(
+        self, path: str, start: int = 0, end: int | None = None, *, password: str = ""
+    ) -> AsyncIterator[bytes]:
+        if looks_like_share_key(path):
+            content = self._node.downloads.read(path, start, end, password=password)
+        else:
+            content = self._node.vfs.read(path, start, end)
+        async with aclosing(content) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def status(self) -> dict[str, Any]:
         return await asyncio.to_thread(status, self._node, ())
@@ -276,6 +285,43 @@ class NodeControl:
         path, size = await self._node.vfs.copy(args["path"], args["to"])
         return {"path": path, "bytes": size}
 
+    # -- shares -----------------------------------------------------------------------------------
+
+    async def do_upload(self, args: Args, progress: Progress) -> Any:
+        made = await self._node.shares.upload(
+            args["path"],
+            expires_s=args.get("expires"),
+            once=bool(args.get("once")),
+            password=args.get("password") or "",
+            progress=_bytes_told("upload", progress),
+        )
+        name = os.fsdecode(made.name)
+        return {"key": made.key, "name": name, "size": made.size, "expires": made.ends}
+
+    async def do_download(self, args: Args, progress: Progress) -> Any:
+        path, size = await self._node.downloads.copy(
+            args["key"],
+            args["to"],
+            password=args.get("password") or "",
+            force=bool(args.get("force")),
+            progress=_bytes_told("download", progress),
+        )
+        return {"path": path, "size": size}
+
+    async def do_shares(self, _: Args, __: Progress) -> Any:
+        return {"shares": await asyncio.to_thread(share_lines, self._node)}
+
+    async def do_unshare(self, args: Args, _: Progress) -> Any:
+        return {"name": os.fsdecode((await self._node.shares.unshare(args["key"])).name)}
+
+    async def do_stat(self, args: Args, _: Progress) -> Any:
+        path = args["path"]
+        if looks_like_share_key(path):
+            meta = await self._node.downloads.meta(path, args.get("password") or "")
+        else:
+            meta = (await self._node.vfs.open(path)).manifest.meta
+        return {"name": os.fsdecode(meta.name), "size": meta.size}
+
     async def _each(
         self,
         paths: Sequence[str],
@@ -338,6 +384,13 @@ class NodeControl:
 
     async def do_leave_cancel(self, _: Args, __: Progress) -> Any:
         return {"was_leaving": await self._leaving.cancel(self._node)}
+
+
+def _bytes_told(stage: str, progress: Progress) -> Callable[[int, int], None]:
+    def tell(done: int, total: int) -> None:
+        progress({"stage": stage, "bytes": done, "bytes_total": total})
+
+    return tell
 
 
 def _settings(args: Args) -> dict[str, object]:

@@ -22,7 +22,7 @@ from p2pstore.dht import LOOPBACK, Dht, DhtSettings, is_public
 from p2pstore.durable import replace_file
 from p2pstore.errors import P2PStoreError, PeerUnreachable, PortInUse, Unavailable
 from p2pstore.home import Home
-from p2pstore.ids import BundleId, GroupId, NodeId, Tag, group_id_of, node_id_of, short
+from p2pstore.ids import BlockId, BundleId, GroupId, NodeId, Tag, group_id_of, node_id_of, short
 from p2pstore.keys import Role
 from p2pstore.maintenance import Swarm
 from p2pstore.members import Exchange, Group, Invitations
@@ -51,6 +51,7 @@ from p2pstore.swarm import (
     Pusher,
     Relay,
     Server,
+    ShareFinder,
     Shelf,
     Source,
 )
@@ -84,9 +85,12 @@ class Network:
         linked: Callable[[NodeId], None],
         moved: Callable[[NodeId, Move], Awaitable[None]],
         refusal: Callable[[], str | None],
+        grants: Callable[[BundleId], Sequence[bytes]],
+        served: Callable[[bytes, BundleId, Sequence[BlockId]], None],
     ) -> None:
         """`room` tells (total, free, keep-free) of the store's disk; `changed`: the group did;
-        `moved`: a holder wants to be rid of something; `refusal`: why we take nothing now."""
+        `moved`: a holder wants to be rid of something; `refusal`: why we take nothing now;
+        `grants` of what was shared, and `served`: some of it was sent for a token."""
         self._home = home
         self._config = config
         self._group = group
@@ -170,6 +174,8 @@ class Network:
             join=self._join,
             admission=self._admit,
             peers=self._records,
+            grants=grants,
+            served=served,
             kept=self._kept,
             moved=moved,
             also={
@@ -185,7 +191,17 @@ class Network:
             clock=clock,
             chain=group.chain,
             group=group.state.group_public,
+            grants=grants,
             lanes=lanes,
+        )
+        self.share_finder = ShareFinder(
+            group.device,
+            self.shelf,
+            self.connections,
+            pool=pool,
+            clock=clock,
+            chain=group.chain,
+            providers=self._providers,
         )
         self.source = Source(
             group.device,
@@ -433,6 +449,10 @@ class Network:
             self._totals_at = now
         friends = (node for node in self._friends() if self._owner(node, Role.FRIEND) == group_id)
         return sum(self._totals.get(node, (0, 0))[0] for node in friends)
+
+    def announce_new(self) -> None:
+        """Own bundles that were sealed just now are to be found at once."""
+        self.announcer.announce_soon(*self.known.new_tags())
 
     def _kept(self, bundle_id: BundleId, tag: Tag) -> None:
         del bundle_id

@@ -235,6 +235,28 @@ def peer_lines(node: Node) -> list[Json]:
     return lines
 
 
+def share_lines(node: Node) -> list[Json]:
+    """What this node has shared, and on how many others each of it lies whole."""
+    records = node.shares.all()
+    ids = {ref.bundle_id for record in records for ref in record.bundles}
+    rows = node.catalog.view(lambda db: blocks.get_bundles(db, list(ids)))
+    counts = node.maintenance.copies_of_bundles([row.id for row in rows.values()])
+    copies_of = {bundle_id: counts.get(row.id, 0) for bundle_id, row in rows.items()}
+    return [
+        {
+            "key": record.key,
+            "name": os.fsdecode(record.name),
+            "size": record.size,
+            "created": record.created_ms / 1000,
+            "expires": record.ends,
+            "once": record.is_once,
+            "password": record.has_password,
+            "copies": min(copies_of.get(ref.bundle_id, 0) for ref in record.bundles),
+        }
+        for record in records
+    ]
+
+
 def _role(certificate: Certificate | None, link: Link | None) -> str:
     if certificate is not None:
         return certificate.role.value

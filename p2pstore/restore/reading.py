@@ -33,7 +33,7 @@ from p2pstore.content import (
     data_segments,
     open_manifest,
 )
-from p2pstore.errors import IntegrityError, P2PStoreError
+from p2pstore.errors import IntegrityError, P2PStoreError, UsageError
 from p2pstore.ids import BlockId, PublicKey
 
 FIRST_WINDOW = 1 << 20  # plain bytes unsealed at a time: few at first, for who waits to see some
@@ -141,7 +141,7 @@ class Restore:
 
     async def stream(
         self, manifest: Manifest, start: int = 0, end: int | None = None
-    ) -> AsyncIterator[list[Piece]]:
+    ) -> AsyncGenerator[list[Piece], None]:
         """Pieces of the bytes start..end (exclusive), in order, without the holes.
 
         A whole file's hash is verified before the iteration ends: nothing that was received may be
@@ -165,6 +165,25 @@ class Restore:
                     await hashing
         if whole is not None:
             await asyncio.to_thread(whole.compare)
+
+    async def content(
+        self, manifest: Manifest, start: int = 0, end: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes start..end (exclusive) as they come, holes as zeros; UsageError beyond it."""
+        size = manifest.meta.size
+        stop = size if end is None else min(end, size)
+        if not 0 <= start <= size or stop < start:
+            raise UsageError(f"The range lies outside the file's {size} bytes.")
+        at = start
+        async with aclosing(self.stream(manifest, start, stop)) as windows:
+            async for pieces in windows:
+                for offset, content in pieces:
+                    for zeros in _zeros(offset - at):
+                        yield zeros
+                    yield bytes(content)
+                    at = offset + len(content)
+        for zeros in _zeros(stop - at):
+            yield zeros
 
     async def _ahead(
         self,
@@ -282,6 +301,11 @@ class Restore:
             except P2PStoreError as exc:
                 results.append(exc)
         return results
+
+
+def _zeros(count: int) -> list[bytes]:
+    whole, rest = divmod(max(0, count), len(_ZEROS))
+    return [_ZEROS] * whole + ([_ZEROS[:rest]] if rest else [])
 
 
 def _with_holes(manifest: Manifest, payloads: Sequence[bytes]) -> bytes:

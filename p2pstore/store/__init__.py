@@ -6,7 +6,7 @@ in `Catalog.write`.
 """
 
 from p2pstore.store import blocks, copies, dying, files, folders, holders, journal
-from p2pstore.store.blocks import BundleRow, BundleState, DedupRow, Known
+from p2pstore.store.blocks import ONCE, SHARED, BundleRow, BundleState, DedupRow, Known
 from p2pstore.store.bundles import (
     BundleDamaged,
     BundleMissing,
@@ -25,6 +25,8 @@ from p2pstore.store.part import Part
 from p2pstore.store.sidefile import SideFile
 
 __all__ = [
+    "ONCE",
+    "SHARED",
     "BundleDamaged",
     "BundleMissing",
     "BundleRow",

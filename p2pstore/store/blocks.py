@@ -62,6 +62,8 @@ class DedupRow(NamedTuple):
     length: int
 
 
+SHARED = "share:"  # roots of what was shared with somebody who has the key
+ONCE = "once:"  # ... until it was fetched once: nobody else is given a copy
 SIBLING_FILES = 4  # of a bundle that are asked where their other bundles lie
 
 _FIELDS = BundleRow._fields[:-1]
@@ -152,6 +154,11 @@ def begin_evict(db: sqlite3.Connection, bundle: int) -> bool:
         (bundle,),
     )
     return cursor.rowcount == 1
+
+
+def set_tag(db: sqlite3.Connection, bundle: int, tag: Tag) -> None:
+    """A rebuild only guesses it."""
+    db.execute("UPDATE bundles SET tag=? WHERE id=? AND tag<>?", (tag, bundle, tag))
 
 
 def set_live(db: sqlite3.Connection, bundle: int, seq: int, live_bytes: int) -> None:

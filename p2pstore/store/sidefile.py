@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-from blake3 import blake3
 
 from p2pstore.content import MAX_REPLACES, MAX_SIGNED_LIVE_MAP
-from p2pstore.durable import replace_file
+from p2pstore.durable import read_checked, replace_file, with_check
 from p2pstore.errors import FormatError
 from p2pstore.ids import BundleId, NodeId, PublicKey, Tag
 
@@ -24,7 +23,6 @@ MAX_GRANTS: Final = 64  # shares of one bundle
 MAX_GRANT_BYTES: Final = 256 << 10  # of all its grants together
 MAX_LOCKS: Final = 64  # devices of one group that evict the same bundle at once
 MAX_SIDE: Final = 1 << 20  # grants, locks, replaced ids and the live map at their largest
-_HEAD: Final = len(MAGIC) + 16
 
 
 class SideLock(msgspec.Struct, frozen=True, array_like=True):
@@ -64,19 +62,12 @@ def write_side(path: Path, side: SideFile) -> None:
 
 
 def encode_side(side: SideFile) -> bytes:
-    body = _ENCODER.encode(side)
-    return MAGIC + blake3(body).digest(length=16) + body
+    return with_check(MAGIC, _ENCODER.encode(side))
 
 
 def read_side(path: Path, bundle_id: BundleId) -> SideFile:
     """FormatError when it is damaged or of another bundle; FileNotFoundError."""
-    with open(path, "rb") as file:
-        raw = file.read(MAX_SIDE + 1)
-    body = raw[_HEAD:]
-    if len(raw) > MAX_SIDE or raw[: len(MAGIC)] != MAGIC:
-        raise FormatError(f"{path.name} is no side file")
-    if blake3(body).digest(length=16) != raw[len(MAGIC) : _HEAD]:
-        raise FormatError(f"{path.name} is damaged")
+    body = read_checked(path, MAGIC, MAX_SIDE)
     try:
         side = _DECODER.decode(body)
     except (msgspec.MsgspecError, RecursionError, ValueError) as exc:

@@ -7,7 +7,7 @@ has failed is asked no more, and who failed in an earlier call only when nobody 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from p2pstore.ids import BlockId, BundleId, NodeId, Tag
 from p2pstore.swarm.getting import SPLIT
@@ -31,10 +31,23 @@ class Wanted(Protocol):
     def block_id(self) -> BlockId: ...
 
 
+class Ticket(NamedTuple):
+    """What somebody who is no member shows for the blocks of a share, and who may have them."""
+
+    token: bytes
+    nodes: tuple[NodeId, ...] = ()  # beside those that are found in the ordinary ways
+
+
 class Call:
     """What one fetch still misses, and whom it need not ask any more."""
 
-    def __init__(self, wanted: Mapping[BlockId, Wanted], shunned: Iterable[NodeId]) -> None:
+    def __init__(
+        self,
+        wanted: Mapping[BlockId, Wanted],
+        shunned: Iterable[NodeId],
+        ticket: Ticket | None = None,
+    ) -> None:
+        self.ticket = ticket or Ticket(b"")
         self.found: dict[BlockId, bytes] = {}
         self.shunned = set(shunned)  # failed in an earlier call: asked when nobody else is left
         self.refused: set[NodeId] = set(self.shunned)  # liars, and those that failed

@@ -42,6 +42,14 @@ PER_LINK: Final = 4  # answers read and sent at once to one peer, two batches ea
 FOR_STRANGERS: Final = 8  # ... and to all strangers together
 
 
+Served = Callable[[bytes, BundleId, Sequence[BlockId]], None]
+"""Hears which blocks of a bundle of ours were sent to somebody who showed this token."""
+
+
+def nobody_hears(_: bytes, __: BundleId, ___: Sequence[BlockId]) -> None:
+    return None
+
+
 class _Part(NamedTuple):
     place: Place
     blocks: tuple[BlockId, ...]
@@ -63,6 +71,7 @@ class Giver:
         pool: Executor,
         clock: Clock,
         grants: Callable[[BundleId], Sequence[bytes]],
+        served: Served = nobody_hears,
     ) -> None:
         """`grants` returns the signed grants of an own bundle; those of held ones are beside it."""
         self._shelf = shelf
@@ -71,6 +80,7 @@ class Giver:
         self._pool = pool
         self._clock = clock
         self._grants = grants
+        self._served = served
         self._wanted: weakref.WeakKeyDictionary[Link, int] = weakref.WeakKeyDictionary()
         self._lanes: weakref.WeakKeyDictionary[Link, asyncio.Semaphore]
         self._lanes = weakref.WeakKeyDictionary()
@@ -90,6 +100,10 @@ class Giver:
             if standing is None and not plan.is_granted:
                 raise NotAllowed("Strangers need the key of a share.")
             sent, spent = await self._send(request, plan.parts, asked.budget)
+            if asked.token:
+                for part in plan.parts:
+                    if part.place.is_own:
+                        self._served(asked.token, part.place.bundle_id, part.blocks)
             missing = [block for block in dict.fromkeys(asked.blocks) if block not in sent]
             wants_more = bool(missing) or not (asked.blocks or sent)
             if wants_more and standing is not None and message.hops < MAX_HOPS:

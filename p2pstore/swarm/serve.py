@@ -25,7 +25,7 @@ from p2pstore.policy import Ask
 from p2pstore.store import BundleMissing, StaleMap
 from p2pstore.swarm.access import Gate
 from p2pstore.swarm.forward import Forwarder
-from p2pstore.swarm.giving import Giver
+from p2pstore.swarm.giving import Giver, Served, nobody_hears
 from p2pstore.swarm.shelf import Place, Shelf
 from p2pstore.swarm.taking import Admission, Taker
 from p2pstore.threads import in_thread
@@ -105,6 +105,7 @@ class Server:
         admission: Admission,
         peers: Callable[[], Sequence[bytes]],
         grants: Callable[[BundleId], Sequence[bytes]] = no_grants,
+        served: Served = nobody_hears,
         kept: Callable[[BundleId, Tag], None] = tell_nobody,
         moved: Callable[[NodeId, Move], Awaitable[None]] = keep_all,
         also: Mapping[type[Message], Answer] | None = None,
@@ -120,7 +121,9 @@ class Server:
         self._groups = groups
         self._join = join
         self._peers = peers
-        self._giver = Giver(shelf, gate, forwarder, pool=pool, clock=clock, grants=grants)
+        self._giver = Giver(
+            shelf, gate, forwarder, pool=pool, clock=clock, grants=grants, served=served
+        )
         self._taker = Taker(
             identity, shelf, gate, pool=pool, clock=clock, admission=admission, kept=kept
         )

@@ -6,6 +6,8 @@
     4  the catalog's holders that are not connected, then providers that the DHT names: dialled
     5  any connected device or friend, which may pass the request on (see `forward`)
 
+The blocks of a share are asked for with its ticket, and also of the nodes that this names.
+
 The next step is taken only for what is still missing. Within a step all peers are asked at once;
 who is faster gets more of the work. Every block is compared with its id when it comes. A peer that
 sends something else is a liar, one that fails or stalls is of no use: neither is asked again within
@@ -39,7 +41,7 @@ from p2pstore.errors import (
 from p2pstore.ids import BlockId, BundleId, NodeId, Tag, short
 from p2pstore.net import STRANGER, Link
 from p2pstore.swarm.cache import BlockCache
-from p2pstore.swarm.call import Call, Wanted
+from p2pstore.swarm.call import Call, Ticket, Wanted
 from p2pstore.swarm.getting import ANSWER_S, Asker, Lanes, Peers, get_blocks
 from p2pstore.swarm.shelf import Shelf
 from p2pstore.threads import in_thread
@@ -115,21 +117,26 @@ class Source:
         self._shunned: dict[NodeId, float] = {}
         self._givers: OrderedDict[BundleId, dict[NodeId, None]] = OrderedDict()
 
-    async def blocks(self, wanted: Sequence[Wanted], *, keep: bool = False) -> dict[BlockId, bytes]:
+    async def blocks(
+        self, wanted: Sequence[Wanted], *, keep: bool = False, ticket: Ticket | None = None
+    ) -> dict[BlockId, bytes]:
         """All of them, each equal to its id; BlocksNotFound says which could be found nowhere.
 
         `keep`: they are likely to be wanted again soon, so that what is fetched is cached.
+        `ticket`: they belong to a share.
         """
         found, recorded = await in_thread(self._pool, self._look, wanted)
         left = {one.block_id: one for one in wanted if one.block_id not in found}
         known = self._with_givers({one.ref.bundle_id for one in left.values()}, recorded)
+        if ticket is not None:
+            known = {bundle: [*nodes, *ticket.nodes] for bundle, nodes in known.items()}
         nowhere: set[BlockId] = set()
         offline: dict[str, None] = {}
         while left:
             shared = {b: self._coming[b] for b in left if b in self._coming}
             mine = {block_id: one for block_id, one in left.items() if block_id not in shared}
             if mine:
-                fetched, away = await self._fetch_for_all(mine, known)
+                fetched, away = await self._fetch_for_all(mine, known, ticket)
                 found |= fetched
                 nowhere |= mine.keys() - fetched.keys()
                 if keep and self._cache is not None:
@@ -180,14 +187,17 @@ class Source:
     # -- other nodes -------------------------------------------------------------------------
 
     async def _fetch_for_all(
-        self, wanted: Mapping[BlockId, Wanted], known: Mapping[BundleId, Sequence[NodeId]]
+        self,
+        wanted: Mapping[BlockId, Wanted],
+        known: Mapping[BundleId, Sequence[NodeId]],
+        ticket: Ticket | None,
     ) -> tuple[dict[BlockId, bytes], list[str]]:
         """`_fetch`, with its results given to everybody who waits for the same blocks."""
         coming: asyncio.Future[Mapping[BlockId, bytes]]
         coming = asyncio.get_running_loop().create_future()
         self._coming.update(dict.fromkeys(wanted, coming))
         try:
-            found, offline = await self._fetch(wanted, known)
+            found, offline = await self._fetch(wanted, known, ticket)
             coming.set_result(found)
             return found, offline
         finally:
@@ -196,10 +206,13 @@ class Source:
             coming.cancel()  # nothing happens to one that has its result
 
     async def _fetch(
-        self, wanted: Mapping[BlockId, Wanted], known: Mapping[BundleId, Sequence[NodeId]]
+        self,
+        wanted: Mapping[BlockId, Wanted],
+        known: Mapping[BundleId, Sequence[NodeId]],
+        ticket: Ticket | None,
     ) -> tuple[dict[BlockId, bytes], list[str]]:
         """What was found, and the names of holders that could not be reached."""
-        call = Call(wanted, self._shun_list())
+        call = Call(wanted, self._shun_list(), ticket)
         await self._ask(call, self._connected(known))
         if call.missing:
             await self._ask(call, await self._who_has(call))
@@ -213,8 +226,11 @@ class Source:
         if call.missing:
             call.ask_anew()
             bundles = list(call.bundles)
-            related = [link for link in self._peers.links() if link.role != STRANGER]
-            await self._ask(call, dict.fromkeys(related, bundles), hops=0)
+            # With a ticket strangers may ask, and may be asked.
+            able = [
+                link for link in self._peers.links() if call.ticket.token or link.role != STRANGER
+            ]
+            await self._ask(call, dict.fromkeys(able, bundles), hops=0)
         offline = [] if not call.missing else self._offline(call, known)
         return call.found, offline
 
@@ -354,7 +370,7 @@ class Source:
         tag = call.bundles.get(bundle)
         if tag is None:
             return
-        request = self._asker.sign(bundle, tag, block_ids)
+        request = self._asker.sign(bundle, tag, block_ids, token=call.ticket.token)
         async with aclosing(
             get_blocks(
                 link,

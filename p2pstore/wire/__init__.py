@@ -19,12 +19,10 @@ from p2pstore.wire.invite import (
     Invitation,
     InviteLink,
     Joining,
-    base32,
     build_link,
     format_address,
     parse_address,
     parse_link,
-    unbase32,
 )
 from p2pstore.wire.message import (
     MAX_HEADS,
@@ -186,7 +184,6 @@ __all__ = [
     "Unknown",
     "Unlock",
     "Welcome",
-    "base32",
     "build_link",
     "error_of",
     "fail_of",
@@ -197,7 +194,6 @@ __all__ = [
     "sign_get",
     "sign_receipt",
     "sign_record",
-    "unbase32",
     "verify_get",
     "verify_receipt",
     "verify_record",

@@ -20,7 +20,6 @@ wrong mac. Randomness and time are arguments.
 
 from __future__ import annotations
 
-import base64
 import hmac
 import re
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from urllib.parse import quote, unquote
 from blake3 import blake3
 
 from p2pstore.errors import IntegrityError, LocalProtocolError, NotAllowed, UsageError
-from p2pstore.ids import Bytes32, NodeId, PublicKey
+from p2pstore.ids import Bytes32, NodeId, PublicKey, base32, unbase32
 from p2pstore.wire.message import Join, JoinNonce, Welcome
 from p2pstore.wire.record import MAX_ADDRESSES, MAX_NETWORK
 
@@ -53,18 +52,6 @@ class InviteLink:
     network: str
     secret: bytes = field(repr=False)
     membership: Membership = "device"
-
-
-def base32(raw: bytes) -> str:
-    return base64.b32encode(raw).decode().rstrip("=").lower()
-
-
-def unbase32(text: str) -> bytes:
-    """ValueError when `text` is not exactly what `base32` makes (in either case)."""
-    raw = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
-    if base32(raw) != text.lower():
-        raise ValueError("not canonical base32")
-    return raw
 
 
 def format_address(host: str, port: int) -> str:

@@ -35,7 +35,9 @@ class FakeControl:
             raise answer
         return answer
 
-    async def cat(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def cat(
+        self, path: str, start: int = 0, end: int | None = None, *, password: str = ""
+    ) -> AsyncIterator[bytes]:
         self.cats.append((path, start, end))
         for piece in self.pieces:
             if isinstance(piece, Exception):

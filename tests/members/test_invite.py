@@ -19,11 +19,11 @@ from p2pstore.errors import (
     UsageError,
 )
 from p2pstore.home import WatchedFolder
-from p2pstore.ids import FolderId, node_id_of
+from p2pstore.ids import FolderId, base32, node_id_of
 from p2pstore.keys import Role, fingerprint, public_key_of
 from p2pstore.members import Group, confirm, found, identity, join, newcomer
 from p2pstore.net import Request
-from p2pstore.wire import Joining, Welcome, base32
+from p2pstore.wire import Joining, Welcome
 
 from .conftest import Member, World
 

@@ -45,6 +45,7 @@ from p2pstore.swarm import (
     Pusher,
     Relay,
     Server,
+    ShareFinder,
     Shelf,
     Source,
 )
@@ -133,6 +134,7 @@ class Node:
         self.holders: dict[BundleId, list[NodeId]] = {}
         self.records: dict[Tag, list[PeerRecord]] = {}
         self.served: list[str] = []
+        self.told: list[tuple[bytes, BundleId, list[BlockId]]] = []  # sent for a token
         self.bundles = DiskBundles(root / name / "bundles")
         (root / name / "held").mkdir(parents=True)
         self.held = HeldStore(root / name / "held", self.clock, boot_id="boot")
@@ -190,6 +192,7 @@ class Node:
             admission=lambda group, role, size: self.refusal,
             peers=lambda: (),
             grants=lambda _: self.grants,
+            served=lambda token, bundle, sent: self.told.append((token, bundle, list(sent))),
             kept=lambda _, tag: self.kept.append(tag),
             also={
                 TunnelTo: self.relay.serve,
@@ -210,6 +213,15 @@ class Node:
             providers=self.providers,
             cache=self.cache,
             **swarm,
+        )
+        self.share_finder = ShareFinder(
+            self.key,
+            self.shelf,
+            self.connections,
+            pool=pool,
+            clock=self.clock,
+            chain=lambda: self.certificate,
+            providers=self.providers,
         )
         self.pusher = Pusher(
             self.key,

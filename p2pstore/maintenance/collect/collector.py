@@ -111,6 +111,26 @@ class Collector:
                 await self._end(one, age)
         return await self._let_go(age)
 
+    async def end(self, rows: Sequence[BundleRow]) -> None:
+        """Let go at once of what its owner has taken back and nothing refers to any more: here, and
+        at the holders that are there; the others let go when a later turn finds them."""
+        age = await in_thread(self._pool, self._age.now)
+        world = self._world()
+        for row in rows:
+            if row.state == BundleState.EVICTED:
+                await self._catalog.awrite(partial(_bury, row, age))
+            else:
+                await in_thread(self._pool, self._put_away, row, age)
+                if await in_thread(self._pool, self._is_dead, row):
+                    await in_thread(self._pool, self._store.purge, row.bundle_id)
+            if await in_thread(self._pool, self._is_dead, row):
+                await self._release(row, world)
+                await self._catalog.awrite(partial(_forget, row))
+
+    def _is_dead(self, row: BundleRow) -> bool:
+        now = self._catalog.view(partial(_by_id, row))
+        return now is not None and now.state == BundleState.DEAD
+
     # -- whether ----------------------------------------------------------------------------------
 
     def _must_wait(self) -> bool:

@@ -1,0 +1,410 @@
+"""Making shares, giving their blocks away, and taking them back.
+
+A share goes through the ordinary pipeline under keys of its own, so its bundles have nothing in
+common with any folder: they are granted whole, and gone when it ends. Order of writes: bundles,
+read back; their rows, kept alive by a root of the share's name; the root's bundle; last the record
+in HOME, from where on the share exists. What a crash leaves behind before that is collected later.
+
+A share that is fetched once lies on this node alone, which ends it when every block of its content
+was sent for its token: whoever lost the last answer, or a second one at the same moment, is not
+told apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import stat
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import BinaryIO, Final
+
+from p2pstore.clock import Clock
+from p2pstore.content import (
+    FOR_EVER_MS,
+    MAX_HINTS,
+    MAX_READ,
+    BundleHeader,
+    BundleRef,
+    Grant,
+    Keyring,
+    Kind,
+    Sealer,
+    ShareKey,
+    decode_share_key,
+    encode_grant,
+    encode_share_key,
+    looks_like_manifest,
+    share_access,
+    share_bundle,
+    share_root_key,
+    share_tag,
+    share_token,
+    sign_grant,
+    token_hash,
+)
+from p2pstore.errors import FormatError, IntegrityError, NoRoom, Unavailable, UsageError
+from p2pstore.home import Home
+from p2pstore.ids import BlockId, BundleId, PublicKey
+from p2pstore.ingest import Author, Ingest, Intake, Protected
+from p2pstore.net import Address
+from p2pstore.shares.record import Records, ShareRecord
+from p2pstore.store import (
+    ONCE,
+    SHARED,
+    BundleRow,
+    BundleState,
+    BundleStore,
+    Catalog,
+    IntentKind,
+    blocks,
+    journal,
+)
+from p2pstore.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+LONGEST_S: Final = 3600.0  # clocks are set meanwhile
+
+Progress = Callable[[int, int], None]
+End = Callable[[Sequence[BundleRow]], Awaitable[None]]
+"""Puts bundles away that nobody needs any more, here and at their holders."""
+
+
+class Shares:
+    def __init__(
+        self,
+        home: Home,
+        *,
+        store: BundleStore,
+        catalog: Catalog,
+        author: Callable[[], Author],
+        ingest: Callable[[Keyring], Ingest],
+        hints: Callable[[], Sequence[Address]],
+        content: Callable[[str], AsyncIterator[bytes]],
+        free: Callable[[], int],
+        changed: Callable[[], None],
+        end: End,
+        clock: Clock,
+        pool: Executor,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """`ingest` makes a pipeline with these keys; `hints` are addresses for the key; `content`
+        reads what a placeholder stands for; `free` tells the bytes that the store may still take;
+        `changed`: there is something new to copy and announce. Blocks: it reads HOME."""
+        self._home = home
+        self._store = store
+        self._catalog = catalog
+        self._author = author
+        self._ingest = ingest
+        self._hints = hints
+        self._content = content
+        self._free = free
+        self._changed = changed
+        self._end = end
+        self._clock = clock
+        self._pool = pool
+        self._random = random
+        self._records = Records(home.path)
+        self._shares: dict[str, ShareRecord] = {}
+        self._grants: dict[BundleId, bytes] = {}
+        self._unsent: dict[str, set[BlockId]] = {}  # of shares that are fetched once
+        self._lock = threading.Lock()  # grants are asked for in any thread
+        self._wake: Callable[[], None] = lambda: None
+        self._load()
+
+    def woken_by(self, wake: Callable[[], None]) -> None:
+        """`wake` makes somebody call `turn`; he does now, to learn when the next share ends."""
+        self._wake = wake
+        wake()
+
+    # -- what there is ------------------------------------------------------------------------
+
+    def all(self) -> list[ShareRecord]:
+        """Those that have not ended, the oldest first."""
+        now_ms = int(self._clock.wall() * 1000)
+        live = (record for record in self._shares.values() if not record.has_expired(now_ms))
+        return sorted(live, key=lambda record: record.created_ms)
+
+    def grants(self, bundle_id: BundleId) -> Sequence[bytes]:
+        """The signed grant of a bundle of a share, encoded. Any thread."""
+        with self._lock:
+            grant = self._grants.get(bundle_id)
+        return () if grant is None else (grant,)
+
+    def served(self, token: bytes, bundle_id: BundleId, sent: Sequence[BlockId]) -> None:
+        """Blocks of ours went to somebody who showed this token."""
+        for share_id, left in self._unsent.items():
+            record = self._shares[share_id]
+            if record.token_hash == token_hash(token):
+                left.difference_update(sent)
+                if not left:
+                    self._wake()
+
+    def _load(self) -> None:
+        """What HOME has, made known to the catalog, which may have been lost meanwhile."""
+        ids = self._records.ids()
+        for share_id in ids:
+            try:
+                self._add(self._records.read(share_id))
+            except FormatError as exc:
+                log.warning("A share cannot be listed, its blocks are kept: %s", exc)
+
+        def settle(db: sqlite3.Connection) -> None:
+            for prefix in (SHARED, ONCE):
+                for root in blocks.roots_with(db, prefix):
+                    if root.removeprefix(prefix) not in ids:
+                        blocks.drop_root(db, root)
+            for record in self._shares.values():
+                _keep(record, db)
+
+        self._catalog.write(settle).result()
+
+    def _add(self, record: ShareRecord) -> None:
+        author = self._author()
+        found: dict[BundleId, bytes] = {}
+        for ref in record.bundles:
+            grant = Grant(ref.bundle_id, None, record.token_hash, record.expires_ms)
+            found[ref.bundle_id] = encode_grant(sign_grant(grant, author.key, author.chain))
+        with self._lock:
+            self._grants |= found
+        self._shares[record.id] = record
+        if record.is_once:
+            self._unsent[record.id] = self._content_of(record)
+
+    def _content_of(self, record: ShareRecord) -> set[BlockId]:
+        """What somebody has fetched who has fetched the file: lists may be read more than once."""
+        wanted: set[BlockId] = set()
+        for ref in record.bundles:
+            try:
+                index = self._store.index(ref.bundle_id)
+            except (Unavailable, IntegrityError) as exc:
+                log.warning("A share that is fetched once cannot be read: %s", exc)
+                continue
+            if index.header.kind == Kind.DATA or ref is record.bundles[0]:
+                wanted.update(entry.block_id for entry in index.blocks.entries)
+        return wanted
+
+    # -- making -------------------------------------------------------------------------------
+
+    async def upload(
+        self,
+        path: str,
+        *,
+        expires_s: float | None = None,
+        once: bool = False,
+        password: str = "",
+        progress: Progress,
+    ) -> ShareRecord:
+        """Share a file's content, also that of a placeholder; Unavailable when it changes
+        meanwhile, UsageError when it is no file, NoRoom."""
+        now_ms = int(self._clock.wall() * 1000)
+        expires_ms = FOR_EVER_MS if expires_s is None else now_ms + int(expires_s * 1000)
+        secret = self._random(32)
+        access = await in_thread(self._pool, share_access, secret, password)
+        async with self._opened(path) as (file, name):
+            size = os.fstat(file.fileno()).st_size
+            if self._free() < size:
+                raise NoRoom(
+                    f"{size} bytes are needed in the store, {max(0, self._free())} are free "
+                    "above keep-free."
+                )
+            make = partial(self._make, file, name, secret, access)
+            advance = _on_loop(progress, size)
+            bundles, root_id = await in_thread(self._pool, make, advance, once)
+        key = encode_share_key(
+            ShareKey(secret, root_id[:16], bool(password), tuple(self._hints())[:MAX_HINTS])
+        )
+        record = ShareRecord(
+            key=key,
+            token_hash=token_hash(share_token(access)),
+            name=name,
+            size=size,
+            created_ms=now_ms,
+            expires_ms=expires_ms,
+            is_once=once,
+            has_password=bool(password),
+            bundles=bundles,
+        )
+        await in_thread(self._pool, self._records.write, record)
+        await in_thread(self._pool, self._add, record)
+        self._changed()
+        self._wake()
+        return record
+
+    @asynccontextmanager
+    async def _opened(self, path: str) -> AsyncIterator[tuple[BinaryIO, bytes]]:
+        """The content to share, and its name."""
+        name = os.fsencode(os.path.basename(path))
+        file = await in_thread(self._pool, _open, path)
+        if file is not None:
+            with file:
+                yield file, name
+            return
+        placeholder = path if await in_thread(self._pool, os.path.lexists, path) else path + ".f"
+        with tempfile.TemporaryFile(dir=self._home.path, buffering=0) as whole:
+            async for piece in self._content(placeholder):
+                await in_thread(self._pool, whole.write, piece)
+            yield whole, name.removesuffix(b".f")
+
+    def _make(
+        self,
+        file: BinaryIO,
+        name: bytes,
+        secret: bytes,
+        access: bytes,
+        advance: Callable[[int], None],
+        once: bool,
+    ) -> tuple[tuple[BundleRef, ...], BlockId]:
+        """All bundles of the share, the root's first, durable and read back. In a thread."""
+        ring = Keyring.of_share(access)
+        root = BundleRef(share_bundle(secret), share_tag(secret))
+        kept = (ONCE if once else SHARED) + root.bundle_id[:16].hex()
+        now_ms = int(self._clock.wall() * 1000)
+
+        def commit(
+            db: sqlite3.Connection, safe: Sequence[Protected], rows: Mapping[BundleId, int]
+        ) -> None:
+            blocks.add_root(db, kept, [rows[b] for one in safe for b in one.bundles])
+
+        intent = self._catalog.write(
+            lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now_ms)
+        ).result()
+        try:
+            intake = Intake(name, file.fileno(), os.fstat(file.fileno()), advance=advance)
+            (result,) = self._ingest(ring).protect(
+                None, [intake], intent=intent, commit=commit, kind="share"
+            )
+            if not isinstance(result, Protected):
+                raise Unavailable(
+                    f"{os.fsdecode(name)} {result.reason}; try again when it is left alone."
+                )
+            root_id = self._write_root(root, access, result.manifest, kept)
+        finally:
+            self._catalog.write(lambda db: journal.close(db, intent)).result()
+        tags = self._catalog.view(lambda db: blocks.get_bundles(db, list(result.bundles)))
+        return (root, *(BundleRef(b, tags[b].tag) for b in sorted(result.bundles))), root_id
+
+    def _write_root(self, ref: BundleRef, access: bytes, manifest: bytes, kept: str) -> BlockId:
+        author = self._author()
+        now_ms = int(self._clock.wall() * 1000)
+        header = BundleHeader(
+            bundle_id=ref.bundle_id,
+            group=author.group,
+            opener=PublicKey(bytes(author.key.verify_key)),
+            kind=int(Kind.META),
+            created_ms=now_ms,
+        )
+        sealed = Sealer(access).seal_under(share_root_key(access), manifest)
+        bundle = self._store.create(header, author.key)
+        try:
+            bundle.append([sealed])
+            bundle.seal()
+        except BaseException:
+            bundle.abandon()
+            raise
+        self._store.drop_cache(ref.bundle_id)
+        if self._store.read(ref.bundle_id, [0]) != [sealed.block]:
+            raise IntegrityError("The share does not read back as it was written.")
+        row = BundleRow(
+            bundle_id=ref.bundle_id,
+            tag=ref.tag,
+            kind=int(Kind.META),
+            folder=None,
+            state=BundleState.SEALED,
+            bytes=self._store.size(ref.bundle_id),
+            blocks=1,
+            created=now_ms,
+        )
+        self._catalog.write(
+            lambda db: blocks.add_root(db, kept, [blocks.put_bundle(db, row)])
+        ).result()
+        return sealed.block_id
+
+    # -- ending -------------------------------------------------------------------------------
+
+    async def unshare(self, key: str) -> ShareRecord:
+        """Take it back: nobody gets anything for the key any more. Holders that are away let
+        their copies go when they are back. UsageError when this node did not make it."""
+        secret = decode_share_key(key).secret
+        for record in self._shares.values():
+            if decode_share_key(record.key).secret == secret:
+                await self._finish(record)
+                return record
+        raise UsageError("This node made no share with that key. Those it made: p2pstore shares")
+
+    async def turn(self) -> float | None:
+        """End what has expired, or was fetched once; the seconds until the next one expires."""
+        now_ms = int(self._clock.wall() * 1000)
+        for record in list(self._shares.values()):
+            is_fetched = record.is_once and not self._unsent.get(record.id)
+            if record.has_expired(now_ms) or is_fetched:
+                await self._finish(record)
+                what = "was fetched" if is_fetched else "has expired"
+                log.info("The share of %s %s.", os.fsdecode(record.name), what)
+        ends = [record.ends for record in self._shares.values() if record.ends is not None]
+        return min(max(0.0, min(ends) - now_ms / 1000), LONGEST_S) if ends else None
+
+    async def _finish(self, record: ShareRecord) -> None:
+        """The record first: from there on nothing is given, whatever happens next."""
+        await in_thread(self._pool, self._records.remove, record.id)
+        self._shares.pop(record.id, None)
+        self._unsent.pop(record.id, None)
+        with self._lock:
+            for ref in record.bundles:
+                self._grants.pop(ref.bundle_id, None)
+
+        def drop(db: sqlite3.Connection) -> list[BundleRow]:
+            for prefix in (SHARED, ONCE):
+                blocks.drop_root(db, prefix + record.id)
+            ids = [ref.bundle_id for ref in record.bundles]
+            return list(blocks.get_bundles(db, ids).values())
+
+        await self._end(await self._catalog.awrite(drop))
+
+
+def _keep(record: ShareRecord, db: sqlite3.Connection) -> None:
+    """Its bundles are found under its tags, and stay while it lasts."""
+    found = blocks.get_bundles(db, [ref.bundle_id for ref in record.bundles])
+    for ref in record.bundles:
+        if ref.bundle_id in found:
+            blocks.set_tag(db, found[ref.bundle_id].id, ref.tag)
+    root = (ONCE if record.is_once else SHARED) + record.id
+    blocks.add_root(db, root, [row.id for row in found.values()])
+
+
+def _open(path: str) -> BinaryIO | None:
+    """The file; None for a placeholder, or for one that is only known by its placeholder."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as exc:
+        if os.path.lexists(path + ".f"):
+            return None
+        raise UsageError(f"{path} does not exist.") from exc
+    except OSError as exc:
+        raise UsageError(f"{path} cannot be read ({exc.strerror}).") from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UsageError(f"{path} is no file: only files can be shared, one at a time.")
+    if looks_like_manifest(os.pread(fd, MAX_READ, 0)):
+        os.close(fd)
+        return None
+    return os.fdopen(fd, "rb", buffering=0)
+
+
+def _on_loop(progress: Progress, size: int) -> Callable[[int], None]:
+    """Sum up what a thread tells, and tell it in the event loop."""
+    loop, done = asyncio.get_running_loop(), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        loop.call_soon_threadsafe(progress, done, size)
+
+    return advance
