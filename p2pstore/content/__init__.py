@@ -170,6 +170,13 @@ from p2pstore.content.manifest import (
     printable,
     seal_manifest,
 )
+from p2pstore.content.picture import (
+    MAX_PICTURE,
+    capacity,
+    decode_picture,
+    encode_picture,
+    picture_size,
+)
 from p2pstore.content.proof import (
     MAX_NONCE,
     MIN_NONCE,
@@ -234,6 +241,7 @@ __all__ = [
     "MAX_OWNER",
     "MAX_PATH",
     "MAX_PAYLOAD",
+    "MAX_PICTURE",
     "MAX_READ",
     "MAX_REPLACES",
     "MAX_SHOWN",
@@ -295,6 +303,7 @@ __all__ = [
     "block_id_of",
     "block_list",
     "bundle_tag",
+    "capacity",
     "check_holes",
     "check_line",
     "check_list",
@@ -313,6 +322,7 @@ __all__ = [
     "decode_lines",
     "decode_list",
     "decode_live_map",
+    "decode_picture",
     "decode_signed_list",
     "dedup_key",
     "encode_extra",
@@ -322,6 +332,7 @@ __all__ = [
     "encode_lines",
     "encode_list",
     "encode_live_map",
+    "encode_picture",
     "epoch_of",
     "fit",
     "fits_inline",
@@ -338,6 +349,7 @@ __all__ = [
     "note_xattrs",
     "open_manifest",
     "padded_size",
+    "picture_size",
     "printable",
     "read_index",
     "record_head",
