@@ -89,7 +89,12 @@ async def serving(host: str, port: int, directory: Path, manners: Manners) -> As
     from aiohttp import web
 
     place = _Host(directory, manners)
-    app = web.Application(middlewares=[web.middleware(place.behave)])
+
+    @web.middleware
+    async def behaving(request: web.Request, handler: Any) -> web.StreamResponse:
+        return await place.behave(request, handler)
+
+    app = web.Application(middlewares=[behaving])
     app.add_routes([web.post("/upload", place.upload), web.get("/p/{name}", place.show)])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
