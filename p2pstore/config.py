@@ -66,6 +66,7 @@ class FolderSettings(msgspec.Struct, frozen=True, kw_only=True):
     min_copies: int = 2
     min_size: int = 0
     pin: bool = False
+    carriers: tuple[str, ...] = ()  # places that store bytes, which get a copy too
 
     def changed(self, given: Mapping[str, object]) -> FolderSettings:
         """These settings with those in `given` (names and types of the fields); UsageError."""

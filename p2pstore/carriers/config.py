@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -139,9 +140,16 @@ def parse_config(raw: bytes) -> CarrierConfig:
     if len(raw) > MAX_FILE:
         raise UsageError("The file is too large for a carrier's set-up.")
     try:
-        config: CarrierConfig = msgspec.convert(tomllib.loads(raw.decode()), CarrierConfig)
+        values = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise UsageError(f"A carrier's set-up is no TOML: {exc}.") from exc
+    return config_of(values)
+
+
+def config_of(values: Mapping[str, object]) -> CarrierConfig:
+    """The set-up with these fields, checked; UsageError."""
+    try:
+        config: CarrierConfig = msgspec.convert(values, CarrierConfig)
     except msgspec.ValidationError as exc:
         raise UsageError(f"A carrier's set-up is not possible: {exc}.") from exc
     check_config(config)

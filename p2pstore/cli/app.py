@@ -38,6 +38,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "download": ("shares", "download", "Fetch the file that a key stands for."),
     "shares": ("shares", "shares", "List what was uploaded, and until when."),
     "unshare": ("shares", "unshare", "Take an upload back."),
+    "carriers": ("carriers", "carriers", "Set up places that store bytes."),
     "pause": ("folders", "pause", "Leave a folder alone for now."),
     "resume": ("folders", "resume", "Go on with a paused folder."),
     "invite": ("members", "invite", "Let another device into your group."),

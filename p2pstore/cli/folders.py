@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -30,6 +31,13 @@ SHOWN = 20  # reasons to stay that are listed one by one; `status PATH` tells th
 @click.option("--keep", type=DURATION, help="How long a file in work stays; default 24h.")
 @click.option("--min-copies", type=click.IntRange(1, 64), help="Before room is freed; default 2.")
 @click.option("--min-size", type=SIZE, help="Smaller files are stored, never replaced.")
+@click.option(
+    "--carrier",
+    "carriers",
+    metavar="NAME",
+    multiple=True,
+    help="A copy there, too (p2pstore carriers add); none: at no carrier any more.",
+)
 @click.option("--pin", is_flag=True, help="Store everything, replace nothing.")
 @click.option("--force", is_flag=True, help="Though another sync tool has its marks here.")
 @click.option("--dry-run", is_flag=True, help="Only the preview.")
@@ -82,8 +90,15 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         "min_copies": options["min_copies"],
         "min_size": options["min_size"],
         "pin": options["pin"] or None,
+        "carriers": _carriers(options["carriers"]),
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _carriers(named: Sequence[str]) -> list[str] | None:
+    if not named:
+        return None
+    return [] if list(named) == ["none"] else list(dict.fromkeys(named))
 
 
 def preview_lines(preview: dict[str, Any]) -> list[str]:

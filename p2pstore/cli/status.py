@@ -16,7 +16,7 @@ Json = Mapping[str, Any]
 
 NEEDS_OWNER = 1
 LONG_PATH = 32  # a longer one has a line of its own: columns beside it would be far away
-PEERS, ROOM, MARK = "Peers  ", "Room   ", " !  "
+PEERS, PLACES, ROOM, MARK = "Peers  ", "Places ", "Room   ", " !  "
 
 
 @click.command(epilog=example("p2pstore status", "p2pstore status ~/Vault/film.mkv.f"))
@@ -58,6 +58,7 @@ def status_lines(
     if not folders:
         lines.append("No folder yet. Give it one: p2pstore add-folder DIR")
     lines += peer_lines(peers, now, width)
+    lines += _carrier_lines(said.get("carriers") or [], now, width)
     lines += _room_lines(said.get("space") or {}, now, width)
     if upkeep:
         lines.append(_upkeep_line(said.get("maintenance") or [], now))
@@ -179,6 +180,29 @@ def peer_lines(peers: Sequence[Json], now: float, width: int | None = None) -> l
     return _labelled(PEERS, lines)
 
 
+def carrier_rows(carriers: Sequence[Json], now: float) -> list[list[str]]:
+    """Name, kind, place, what lies there, since when it is known to."""
+    rows = []
+    for one in carriers:
+        proved = f"read back {show.ago(one['proved'], now)}" if one.get("proved") else ""
+        held = f"holds {show.size(one.get('bytes', 0))}"
+        rows.append(
+            [
+                show.name(one.get("name", "")),
+                show.name(one.get("kind", "")),
+                show.path(one.get("where", "")),
+                held,
+                show.name(one.get("trouble") or "") or proved,
+            ]
+        )
+    return rows
+
+
+def _carrier_lines(carriers: Sequence[Json], now: float, width: int | None) -> list[str]:
+    inner = None if width is None else width - len(PLACES)
+    return _labelled(PLACES, show.table(carrier_rows(carriers, now), width=inner))
+
+
 def _labelled(label: str, lines: Sequence[str]) -> list[str]:
     """The label before the first line, as much room before the others."""
     return [(" " * len(label) if number else label) + line for number, line in enumerate(lines)]
@@ -286,7 +310,8 @@ def holder_warnings(folders: Sequence[Json], peers: Sequence[Json], now: float) 
         remedy = f"Start it, invite another, or accept {accept}:"
     warnings: list[Json] = []
     for folder in folders:
-        wanted = folder.get("min_copies") or 2
+        low = folder.get("min_copies") or 2
+        wanted = low - 1 if folder.get("carriers") and low > 1 else low
         path = folder.get("path", "")
         if wanted > count:
             text = f"{show.path(path)} needs {wanted} other holders, {there}. {remedy}"

@@ -73,6 +73,13 @@ METHODS (arguments -> result)
                                            "expires": time|null, "once", "password": bool,
                                            "copies": on others, the least of its bundles}]}
     unshare {key}                          {"name"}
+    carriers {}                            {"carriers": [{"name", "kind", "where", "bytes",
+                                           "proved": time|null, "folders": [path], "trouble":
+                                           sentence|""}]}
+    add_carrier {name, config}             config: the fields of carriers/config.py, with "kind";
+                                           prepared and tried; {"name"}
+    test_carrier {name}                    {"name", "seconds"}
+    remove_carrier {name}                  {}
     stat {path, password}                  path: also a key; {"name", "size"}
     undelete {path}                        {"path": placeholder that is back}
     pause {dir}                            {"path"}
@@ -108,6 +115,7 @@ STATUS
               "words_confirmed": bool, "rebuilding": the catalog was rebuilt, and holders are
               still asked what it cannot know, "bundles_dir"?: when on another disk than a folder},
      "peers": [PEER],
+     "carriers": as in the method of that name,
      "space": {"bundles_bytes", "trash_bytes", "offered_bytes", "held_for_others_bytes",
                "trash_until": time|null, "free_bytes", "keep_free_bytes",
                "waiting_files", "waiting_bytes": for room},
@@ -121,7 +129,7 @@ STATUS
                "min_copies"}]}
     FOLDER {"path", "files", "pending", "protected", "placeholders", "skipped", "bytes",
             "stored_bytes", "paused": bool,                            fields kept for ever
-            "freed_bytes", "min_copies", "missing_since": time|null,
+            "freed_bytes", "min_copies", "carriers": [name], "missing_since": time|null,
             "mass_change": {"gone", "total"}|null, "obstacle": why nothing is replaced|null,
             "unwatched": why it is not watched although it is there|null,
             "safe" | "one" | "here": {"files", "bytes", "note": "copying to nas, 1 min left"},
@@ -168,6 +176,10 @@ METHODS = frozenset(
         "shares",
         "unshare",
         "stat",
+        "carriers",
+        "add_carrier",
+        "test_carrier",
+        "remove_carrier",
         "undelete",
         "pause",
         "resume",

@@ -2,6 +2,7 @@
 
 from p2pstore.maintenance import anew
 from p2pstore.maintenance.audit import Auditor
+from p2pstore.maintenance.carried import Keeping
 from p2pstore.maintenance.check import Checked, check
 from p2pstore.maintenance.collect import Collector, Others
 from p2pstore.maintenance.complete import Completed, Holding, complete_with_holdings
@@ -11,8 +12,10 @@ from p2pstore.maintenance.filing import bundle_row
 from p2pstore.maintenance.handing_over import HandingOver, Kept
 from p2pstore.maintenance.heal import Healer
 from p2pstore.maintenance.index import IndexWriter
+from p2pstore.maintenance.letters import Letter, Letters
 from p2pstore.maintenance.loops import Loop, Loops, Report
 from p2pstore.maintenance.moving import Around, Mover
+from p2pstore.maintenance.places import Place, Places, carrier_id
 from p2pstore.maintenance.rebuild import Rebuilt, ensure_catalog
 from p2pstore.maintenance.rebuild import state as rebuild_state
 from p2pstore.maintenance.refetch import Refetcher
@@ -39,13 +42,18 @@ __all__ = [
     "Healer",
     "Holding",
     "IndexWriter",
+    "Keeping",
     "Kept",
     "Ledger",
+    "Letter",
+    "Letters",
     "Loop",
     "Loops",
     "Maintenance",
     "Mover",
     "Others",
+    "Place",
+    "Places",
     "Problem",
     "Rebuilt",
     "Refetcher",
@@ -61,6 +69,7 @@ __all__ = [
     "World",
     "anew",
     "bundle_row",
+    "carrier_id",
     "check",
     "complete_with_holdings",
     "ensure_catalog",

@@ -27,17 +27,30 @@ def parameters(world: World) -> dict[str, object]:
 
 def counted(world: World) -> str:
     """The number of copies that count of the bundle `b`."""
-    units = _units(world)
-    return f"(SELECT count(DISTINCT {units}) FROM copies c WHERE c.bundle=b.id AND {FINE})"
+    return f"(SELECT {_count(world)} FROM copies c WHERE c.bundle=b.id AND {FINE})"
 
 
 def counts_of_all(world: World) -> str:
     """(bundle, number of copies that count) of every bundle that has any, in one walk over all
     copies: half of what it costs to look each of them up."""
     return (
-        f"SELECT c.bundle, count(DISTINCT {_units(world)}) AS n FROM copies c"
+        f"SELECT c.bundle, {_count(world)} AS n FROM copies c"
         f" CROSS JOIN bundles b ON b.id=c.bundle WHERE {FINE} GROUP BY c.bundle HAVING n>0"
     )
+
+
+def _count(world: World) -> str:
+    """Of the copies `c`, those of carriers together as one beside any other."""
+    units = f"count(DISTINCT {_units(world)})"
+    carriers = [
+        holder
+        for holder in world.holders.values()
+        if holder.role == "carrier" and not is_away(holder, world.now)
+    ]
+    if not carriers:
+        return units
+    is_carried = " OR ".join(_is_of(holder) for holder in carriers)
+    return f"({units} + ({units}>0 AND max({is_carried})))"
 
 
 def _units(world: World) -> str:

@@ -16,6 +16,7 @@ from p2pstore.content import Kind
 from p2pstore.ids import FolderId, NodeId
 from p2pstore.maintenance.counting import counted, counts_of_all, is_at, parameters
 from p2pstore.maintenance.index import index_bundles
+from p2pstore.maintenance.places import carrier_id
 from p2pstore.maintenance.world import World
 from p2pstore.policy import Copy, Facts, Holder, choose_holders
 from p2pstore.policy import counted as counted_copies
@@ -63,6 +64,8 @@ class Ledger:
         what may be wanted is judged here.
         """
         settings = self.settings()
+        if holder in world.holders and world.holders[holder].role == "carrier":
+            return self._uncarried(world, holder, limit, after)
 
         def look(db: sqlite3.Connection) -> list[BundleRow]:
             wanted: list[BundleRow] = []
@@ -81,6 +84,27 @@ class Ledger:
                         if len(wanted) == limit:
                             return wanted
             return wanted
+
+        return self._catalog.view(look)
+
+    def _uncarried(self, world: World, carrier: NodeId, limit: int, after: int) -> list[BundleRow]:
+        """Bundles of the folders that name this carrier, and that it has not."""
+        numbers = [
+            str(number)
+            for number, (_, rule) in self.settings().items()
+            if carrier in map(carrier_id, rule.carriers)
+        ]
+        query = (
+            f"SELECT {COLUMNS} {_lacking(world, carrier)} AND b.folder IN ({', '.join(numbers)})"
+            " ORDER BY b.id LIMIT :most"
+        )
+
+        def look(db: sqlite3.Connection) -> list[BundleRow]:
+            found: list[BundleRow] = []
+            for kind in (Kind.META, Kind.DATA):
+                values = {**_values(world, carrier, int(kind), after), "most": limit - len(found)}
+                found.extend(BundleRow(*raw) for raw in db.execute(query, values))
+            return found
 
         return self._catalog.view(look)
 

@@ -85,6 +85,8 @@ class Swarm:
     publish: Callable[[bytes], Awaitable[object]]  # makes a head durable; False: one is newer
     second_device: Callable[[], bool]
     words_confirmed: Callable[[], bool]
+    carriers: Callable[[], Sequence[NodeId]] = tuple  # what stands for each ...
+    lettered: Callable[[], Sequence[NodeId]] = tuple  # ... and of those that keep letters
 
 
 class Maintenance:
@@ -185,10 +187,10 @@ class Maintenance:
         await asyncio.sleep(GATHER_S)
         loop.heard()
         self._watch()
-        for link in self._swarm.links():
-            self._serve(link.node_id)
         links = [link.node_id for link in self._swarm.links()]
-        if await in_thread(self._pool, self._is_untold, links):
+        for holder in (*links, *self._swarm.carriers()):
+            self._serve(holder)
+        if await in_thread(self._pool, self._is_untold, [*links, *self._swarm.lettered()]):
             loop.say("tells others what there is")
             await self.tell()
         world = await in_thread(self._pool, self.world)
@@ -292,12 +294,16 @@ class Maintenance:
         now = self._clock.wall()
         # Before the heads are read: a folder that is clean here is covered by what is read there.
         changes, indexed = self._changes, dict(self._indexed)
-        candidates = self._judged(now)
+        known = self._catalog.view(holders.every)
+        candidates = self._judged(now, known)
         connected = {link.node_id for link in self._swarm.links()}
         good = {
             NodeId(c.holder.node): c.holder for c in candidates if not c.revoked and not c.leaving
         }
         orders = self._orders()
+        for node in self._swarm.carriers():
+            lied_at = _seconds(known[node].lied_at) if node in known else None
+            good[node] = Holder(node, "carrier", lied_at=lied_at)
         return World(
             now=now,
             holders=good,
@@ -315,9 +321,8 @@ class Maintenance:
             takers=[c for c in candidates if c.holder.node in connected],
         )
 
-    def _judged(self, now: float) -> list[Candidate]:
+    def _judged(self, now: float, records: Mapping[NodeId, holders.HolderRow]) -> list[Candidate]:
         """Those that may hold for us, with what audits have shown of them."""
-        records = self._catalog.view(holders.every)
         judged: list[Candidate] = []
         for candidate in self._swarm.candidates():
             known = candidate.holder

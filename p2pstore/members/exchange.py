@@ -277,9 +277,13 @@ class Exchange:
         reply, _ = await link.request(GetHeads(self._group.group_id))
         if not isinstance(reply, Heads):
             raise RemoteProtocolError("GET_HEADS was answered with something else.")
+        return await self.take(reply, str(link))
+
+    async def take(self, reply: Heads, whose: str) -> Pulled:
+        """Take what is newer of what lay with no node; as `pull`."""
         before = self._group.state.raw
         try:
-            news = await in_thread(self._pool, self._take, reply, str(link))
+            news = await in_thread(self._pool, self._take, reply, whose)
         finally:
             changed = self._group.state.raw != before
             if changed:

@@ -167,7 +167,7 @@ class Node:
             catalog=self.catalog,
             pusher=self.pusher,
             connected=self._holders_connected,
-            name_of=self._name_of,
+            name_of=self.name_of,
             clock=self.clock,
             pool=self.net_pool,
         )
@@ -265,7 +265,7 @@ class Node:
                 blocks_of=self._blocks_of,
                 world=lambda: maintenance.world(),
                 connected=self._holders_connected,
-                name_of=self._name_of,
+                name_of=self.name_of,
                 lied=lambda _: maintenance.copy_soon(),
                 clock=self.clock,
                 pool=self.net_pool,
@@ -333,10 +333,13 @@ class Node:
         )
 
     def _holders_connected(self) -> list[NodeId]:
-        return [link.node_id for link in self.network.holders()]
+        """Carriers too: whether they are there shows when they are asked."""
+        return [*(link.node_id for link in self.network.holders()), *self.network.places.ids()]
 
-    def _name_of(self, node_id: NodeId) -> str:
-        return self.group.name_of(node_id) or short(node_id)
+    def name_of(self, node_id: NodeId) -> str:
+        """Of a node or a carrier; its short id when it has none here."""
+        name = self.group.name_of(node_id) or self.network.places.name_of(node_id)
+        return name or short(node_id)
 
     def _make_refetcher(self) -> Refetcher:
         return Refetcher(
@@ -381,7 +384,7 @@ class Node:
                 is_sending=lambda: any(replicator.sending.values()),
                 copy_soon=maintenance.copy_soon,
                 evict=lambda rows: evictor.evict(rows, lambda _: None),
-                name_of=self._name_of,
+                name_of=self.name_of,
             ),
             me=self.group.public,
             clock=self.clock,

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from p2pstore.carriers import config_of
 from p2pstore.config import Config
 from p2pstore.content import looks_like_share_key
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
@@ -22,14 +23,14 @@ from p2pstore.folders import Brought, Preview
 from p2pstore.home import Home
 from p2pstore.maintenance import Rebuilt
 from p2pstore.members import confirm
-from p2pstore.node import inviting
+from p2pstore.node import inviting, removing
 from p2pstore.node.build import Node
 from p2pstore.node.checking import check
 from p2pstore.node.checks import doctor
 from p2pstore.node.leaving import Leaving
 from p2pstore.node.metrics import metrics
 from p2pstore.node.reporting import checked, report
-from p2pstore.node.status import folder_lines, peer_lines, share_lines, status
+from p2pstore.node.status import carrier_lines, folder_lines, peer_lines, share_lines, status
 from p2pstore.policy import Treatment
 
 Args = Mapping[str, Any]
@@ -193,15 +194,22 @@ class NodeControl:
     async def do_preview(self, args: Args, _: Progress) -> Any:
         node = self._node
         given = _settings(args)
+        self._check_carriers(given)
         preview = await node.folders.preview(args["dir"], given, force=bool(args.get("force")))
         settings = node.folders.settings_for(Path(os.path.realpath(args["dir"])), given)
         return {**_preview_line(node, args["dir"], preview), "min_copies": settings.min_copies}
 
     async def do_add_folder(self, args: Args, _: Progress) -> Any:
+        self._check_carriers(_settings(args))
         changed = await self._node.folders.add(
             args["dir"], _settings(args), force=bool(args.get("force"))
         )
+        self._node.maintenance.copy_soon()
         return {"path": os.path.realpath(args["dir"]), "changed": changed}
+
+    def _check_carriers(self, settings: Mapping[str, Any]) -> None:
+        for name in settings.get("carriers") or ():
+            self._node.network.places.get(name)
 
     async def do_wait_folder(self, args: Args, progress: Progress) -> Any:
         return await self._node.folders.wait(args["dir"], progress)
@@ -314,6 +322,26 @@ class NodeControl:
     async def do_unshare(self, args: Args, _: Progress) -> Any:
         return {"name": os.fsdecode((await self._node.shares.unshare(args["key"])).name)}
 
+    # -- carriers ---------------------------------------------------------------------------------
+
+    async def do_carriers(self, _: Args, __: Progress) -> Any:
+        return {"carriers": await asyncio.to_thread(carrier_lines, self._node)}
+
+    async def do_add_carrier(self, args: Args, _: Progress) -> Any:
+        place = await self._node.network.places.add(args["name"], config_of(args["config"]))
+        await self._node.network.read_letters()
+        return {"name": place.name}
+
+    async def do_test_carrier(self, args: Args, _: Progress) -> Any:
+        clock = self._node.clock
+        began = clock.monotonic()
+        await self._node.network.places.test(args["name"])
+        return {"name": args["name"], "seconds": clock.monotonic() - began}
+
+    async def do_remove_carrier(self, args: Args, progress: Progress) -> Any:
+        await removing.remove_carrier(self._node, args["name"], progress)
+        return {}
+
     async def do_stat(self, args: Args, _: Progress) -> Any:
         path = args["path"]
         if looks_like_share_key(path):
@@ -393,7 +421,7 @@ def _bytes_told(stage: str, progress: Progress) -> Callable[[int, int], None]:
     return tell
 
 
-def _settings(args: Args) -> dict[str, object]:
+def _settings(args: Args) -> dict[str, Any]:
     return {key: value for key, value in (args.get("settings") or {}).items() if value is not None}
 
 

@@ -6,7 +6,7 @@ Each question is one read of the catalog; all may be asked in any thread.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from p2pstore.durable import replace_file
@@ -15,8 +15,10 @@ from p2pstore.store import Catalog, blocks, copies
 
 
 class Known:
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, carriers: Callable[[], Collection[NodeId]]) -> None:
+        """`carriers`: what stands for them; they are no nodes, and nobody dials them."""
         self._catalog = catalog
+        self._carriers = carriers
         self._newest = 0  # row of the last own bundle that was listed
 
     def tags(self) -> list[Tag]:
@@ -53,14 +55,17 @@ class Known:
         return None if row is None or row.bundle_id == bundle_id else row.bundle_id
 
     def holders(self, bundles: Sequence[BundleId]) -> Mapping[BundleId, Sequence[NodeId]]:
-        """Who holds these, as far as the catalog knows."""
+        """Which nodes hold these, as far as the catalog knows."""
+        carriers = self._carriers()
 
         def look(db: sqlite3.Connection) -> dict[BundleId, Sequence[NodeId]]:
             rows = blocks.get_bundles(db, list(bundles))
             known = copies.of_bundles(db, [row.id for row in rows.values()])
             return {
                 bundle_id: [
-                    copy.holder for copy in known.get(row.id, ()) if copy.state in copies.HAVING
+                    copy.holder
+                    for copy in known.get(row.id, ())
+                    if copy.state in copies.HAVING and copy.holder not in carriers
                 ]
                 for bundle_id, row in rows.items()
             }

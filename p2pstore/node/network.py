@@ -24,7 +24,7 @@ from p2pstore.errors import P2PStoreError, PeerUnreachable, PortInUse, Unavailab
 from p2pstore.home import Home
 from p2pstore.ids import BlockId, BundleId, GroupId, NodeId, Tag, group_id_of, node_id_of, short
 from p2pstore.keys import Role
-from p2pstore.maintenance import Swarm
+from p2pstore.maintenance import Keeping, Letters, Places, Swarm
 from p2pstore.members import Exchange, Group, Invitations
 from p2pstore.net import (
     Address,
@@ -48,7 +48,6 @@ from p2pstore.swarm import (
     Gate,
     Lanes,
     OwnPromises,
-    Pusher,
     Relay,
     Server,
     ShareFinder,
@@ -57,7 +56,7 @@ from p2pstore.swarm import (
 )
 from p2pstore.syscalls import socket_owner
 from p2pstore.threads import in_thread
-from p2pstore.wire import Hello, Move, PeerRecord, Reach, TunnelTo, sign_record
+from p2pstore.wire import Heads, Hello, Move, PeerRecord, Reach, TunnelTo, sign_record
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ class Network:
             related=self._is_related,
         )
         self.promises = OwnPromises(home.path / "promises", clock, boot_id=boot_id)
-        self.known = Known(catalog)
+        self.known = Known(catalog, lambda: self.places.ids())
         self.shelf = Shelf(
             store, held, self.promises, by_tag=self.known.by_tag, alias_of=self.known.alias
         )
@@ -183,7 +182,8 @@ class Network:
                 Reach: DialBack(self.gate, self.transport.probe, clock=clock).serve,
             },
         ).serve
-        self.pusher = Pusher(
+        self.places = Places(home.path, self.shelf, catalog=catalog, clock=clock, pool=pool)
+        self.pusher = Keeping(
             group.device,
             self.shelf,
             self.connections,
@@ -213,8 +213,15 @@ class Network:
             holders=self.known.holders,
             name_of=group.name_of,
             providers=self._providers,
+            elsewhere=self.places.blocks,
             cache=BlockCache(home.path / "cache"),
             lanes=lanes,
+        )
+        self.pusher.carried = self.places.carried
+        self.letters = Letters(
+            self.places,
+            state=lambda: (group.state.raw, group.state.order),
+            heads=lambda: [(one.raw, one.head) for one in self.exchange.signed_heads()],
         )
         self._discovery: Discovery | None = None
         self.transport.watch(self._link_changed)
@@ -236,6 +243,7 @@ class Network:
                     group.create_task(self._meet_bootstraps()),
                     group.create_task(self.presence.run()),
                     group.create_task(self._upkeep()),
+                    group.create_task(self.read_letters()),
                 ]
                 try:
                     yield self
@@ -275,6 +283,11 @@ class Network:
     def _ways_in(self, bootstrap: Sequence[Address]) -> list[Address]:
         known = [a for peer in self.book.peers()[:20] for a in peer.addresses[:1]]
         return [*bootstrap, *known]
+
+    async def read_letters(self) -> None:
+        """Carriers may have newer heads than this HOME, which may come from a copy."""
+        for letter in await self.letters.read():
+            await self.exchange.take(Heads((letter.state,), letter.heads), "a carrier")
 
     async def _meet_bootstraps(self) -> None:
         """Nodes named by the user are met over TLS too, not only in the DHT."""
@@ -326,6 +339,7 @@ class Network:
         await self._save_dht()
         await self.dht.close()
         await self.transport.close()
+        await self.places.close()
 
     # -- who and where ----------------------------------------------------------------------------
 
@@ -474,11 +488,14 @@ class Network:
             publish=self.exchange.publish,
             second_device=lambda: bool(self._group.others()),
             words_confirmed=lambda: self._home.words_confirmed,
+            carriers=self.places.ids,
+            lettered=self.places.lettered,
         )
 
     async def _tell(self) -> Sequence[copies.HeadAck]:
         """Strangers too: a device that was revoked meanwhile learns it so."""
-        return await self.exchange.tell(self.connections.links())
+        told = await self.exchange.tell(self.connections.links())
+        return [*told, *await self.letters.tell()]
 
     def _candidates(self) -> list[Candidate]:
         """The group's other devices, and friends; when they were last seen, links and book tell."""

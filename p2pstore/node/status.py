@@ -48,6 +48,7 @@ def status(node: Node, paths: Sequence[str]) -> Json:
             "rebuilding": node.maintenance.rebuilding,
         },
         "peers": peer_lines(node),
+        "carriers": carrier_lines(node),
         "space": _space(node),
         "folders": folder_lines(node, counted),
         "maintenance": [
@@ -110,6 +111,7 @@ def _folder_line(node: Node, folder: Folder, counted: Mapping[int, int]) -> Json
         "unwatched": folder.unwatched,
         "freed_bytes": freed,
         "min_copies": low,
+        "carriers": list(folder.settings.carriers),
         "missing_since": folder.missing_since,
         "mass_change": None if change is None else {"gone": change[0], "total": change[1]},
         "safe": _part([part for n, part in by_copies.items() if n >= low]),
@@ -130,9 +132,7 @@ def _part(parts: Sequence[tuple[int, int]]) -> Json:
 
 def _copying(node: Node) -> str:
     names = [
-        node.group.name_of(holder) or holder.hex()[:8]
-        for holder, size in node.maintenance.replicator.sending.items()
-        if size
+        node.name_of(holder) for holder, size in node.maintenance.replicator.sending.items() if size
     ]
     return f"copying to {', '.join(sorted(names))}" if names else ""
 
@@ -233,6 +233,35 @@ def peer_lines(node: Node) -> list[Json]:
             }
         )
     return lines
+
+
+def carrier_lines(node: Node) -> list[Json]:
+    """Places that store bytes, also those whose set-up cannot be used."""
+    places = node.network.places
+    totals = places.totals()
+    lines: list[Json] = []
+    for place in places.all():
+        size, proved_ms = totals.get(place.bundles.node, (0, 0))
+        lines.append(
+            {
+                "name": place.name,
+                "kind": place.kind,
+                "where": place.where,
+                "bytes": size,
+                "proved": proved_ms / 1000 if proved_ms else None,
+                "folders": [
+                    os.fsdecode(bytes(folder.path))
+                    for folder in node.folders.all()
+                    if place.name in folder.settings.carriers
+                ],
+                "trouble": node.maintenance.replicator.trouble.get(place.bundles.node, ""),
+            }
+        )
+    broken = [
+        {"name": name, "kind": "", "where": "", "bytes": 0, "folders": [], "trouble": trouble}
+        for name, trouble in sorted(places.trouble.items())
+    ]
+    return [*lines, *broken]
 
 
 def share_lines(node: Node) -> list[Json]:

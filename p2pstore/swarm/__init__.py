@@ -15,7 +15,7 @@ from p2pstore.swarm.finding import Finder
 from p2pstore.swarm.forward import Forwarder
 from p2pstore.swarm.getting import Asker, Lanes, Peers, get_blocks
 from p2pstore.swarm.promises import OwnPromises
-from p2pstore.swarm.push import MAX_RENEWED, Pusher, Receipt
+from p2pstore.swarm.push import LEASE_S, LOCK_S, MAX_RENEWED, Pusher, Receipt
 from p2pstore.swarm.reach import DialBack, Reachability, Verdict
 from p2pstore.swarm.relay import Relay
 from p2pstore.swarm.serve import Groups, Server
@@ -26,6 +26,8 @@ from p2pstore.swarm.taking import Admission
 
 __all__ = [
     "ANNOUNCE_EVERY_S",
+    "LEASE_S",
+    "LOCK_S",
     "MAX_RENEWED",
     "Admission",
     "Announcer",

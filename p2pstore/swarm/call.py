@@ -67,6 +67,16 @@ class Call:
     def missing(self) -> list[BlockId]:
         return [block_id for left in self._missing.values() for block_id in left]
 
+    @property
+    def wanted(self) -> dict[BundleId, list[BlockId]]:
+        """What is missing, by bundle."""
+        return {bundle: list(left) for bundle, left in self._missing.items() if left}
+
+    def came(self, blocks: Mapping[BlockId, bytes]) -> None:
+        """From wherever it was."""
+        for bundle in self._missing:
+            self.got(bundle, {b: blocks[b] for b in self._missing[bundle] if b in blocks})
+
     def take(
         self, node: NodeId, bundles: Collection[BundleId], sharers: int
     ) -> tuple[BundleId, list[BlockId]] | None:

@@ -3,7 +3,8 @@
     1  our own store, what we hold for others, the cache of single blocks
     2  holders that the catalog names, or that gave some of the bundle before, and that are linked
     3  devices and friends that say they have the bundle (HAVE)
-    4  the catalog's holders that are not connected, then providers that the DHT names: dialled
+    4  the catalog's holders that are not connected: dialled; then carriers; then providers that
+       the DHT names: dialled
     5  any connected device or friend, which may pass the request on (see `forward`)
 
 The blocks of a share are asked for with its ticket, and also of the nodes that this names.
@@ -79,6 +80,13 @@ class BlocksNotFound(BlocksMissing):
         self.offline = tuple(offline)
 
 
+Elsewhere = Callable[[Mapping[BundleId, Sequence[BlockId]]], Awaitable[Mapping[BlockId, bytes]]]
+
+
+async def nowhere_else(_: Mapping[BundleId, Sequence[BlockId]]) -> Mapping[BlockId, bytes]:
+    return {}
+
+
 async def nobody(_: Sequence[Tag]) -> Mapping[Tag, Sequence[PeerRecord]]:
     return {}
 
@@ -96,18 +104,21 @@ class Source:
         holders: Holders,
         name_of: Callable[[NodeId], str | None],
         providers: Providers = nobody,
+        elsewhere: Elsewhere = nowhere_else,
         cache: BlockCache | None = None,
         lanes: Lanes | None = None,
         random: Callable[[int], bytes] = os.urandom,
         answer_s: float = ANSWER_S,
     ) -> None:
-        """`holders` reads the catalog (in a thread), `providers` asks the DHT."""
+        """`holders` reads the catalog (in a thread), `providers` asks the DHT, `elsewhere` what is
+        no node; what it gives equals its ids."""
         self._shelf = shelf
         self._peers = peers
         self._pool = pool
         self._holders = holders
         self._name_of = name_of
         self._providers = providers
+        self._elsewhere = elsewhere
         self._cache = cache
         self._lanes = lanes or Lanes()
         self._asker = Asker(identity, chain, clock, random)
@@ -218,6 +229,8 @@ class Source:
             await self._ask(call, await self._who_has(call))
         if call.missing:
             await self._ask(call, await self._dial(call, known))
+        if call.missing and call.ticket.token == b"":
+            call.came(await self._elsewhere(call.wanted))
         if call.missing:
             await self._ask(call, await self._dial_providers(call))
         if call.missing:

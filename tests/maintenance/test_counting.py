@@ -26,7 +26,7 @@ seconds = st.one_of(st.none(), times.map(lambda ms: ms / 1000))
 holders = st.builds(
     Holder,
     node=st.sampled_from(NODES),
-    role=st.sampled_from(["device", "admin", "friend", "stranger"]),
+    role=st.sampled_from(["device", "admin", "friend", "stranger", "carrier"]),
     owner=st.sampled_from([b"anna", b"bert"]),
     prefix=st.sampled_from(["", "10.0.0.0/24"]),
     vetted=st.booleans(),

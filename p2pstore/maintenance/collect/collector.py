@@ -149,7 +149,9 @@ class Collector:
         watched = self._catalog.view(folders.watched)
         if not {row.folder_id for row in watched} <= world.clean:
             return False
-        holders = set(self._catalog.view(copies.holders)) & world.holders.keys()
+        # Carriers are told what they can keep; nobody asks them for a manifest.
+        asked = {node for node, holder in world.holders.items() if holder.role != "carrier"}
+        holders = set(self._catalog.view(copies.holders)) & asked
         return not self._ledger.untold(world, holders)
 
     def _local(self, loop: asyncio.AbstractEventLoop) -> Reaching:
