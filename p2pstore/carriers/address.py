@@ -25,15 +25,14 @@ MAX_ANSWER: Final = 64 * 1024  # bytes of an answer to an upload: an address and
 
 def check_rule(rule: str) -> None:
     """UsageError when it is none."""
-    kind, colon, rest = rule.partition(":")
-    if len(rule) > MAX_RULE or (rule != "text" and not (colon and rest)):
-        kind = ""
+    kind, _, rest = rule.partition(":")
     if kind == "regex":
         try:
             re.compile(rest)
         except (re.error, OverflowError, RecursionError) as exc:
             raise UsageError(f"address: {rest!r} is no regular expression: {exc}.") from exc
-    if kind not in ("json", "header", "text", "regex"):
+    is_known = rule == "text" or (kind in ("json", "header", "regex") and rest)
+    if not is_known or len(rule) > MAX_RULE:
         raise UsageError(
             f"address: {rule[:80]!r} is none of json:PATH.TO.FIELD, header:NAME, text and "
             "regex:EXPRESSION."

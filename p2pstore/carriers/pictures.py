@@ -14,6 +14,7 @@ at a program of this machine. The host of the upload itself may stand anywhere.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -194,7 +195,7 @@ class _Resolver(AbstractResolver):
         found = await self._resolver.resolve(host, port, family)
         allowed = [each for each in found if self._may_reach(host, each["host"])]
         if not allowed:
-            raise OSError(f"{host} has no public address")
+            raise OSError(errno.EHOSTUNREACH, "it has no public address")
         return allowed
 
     async def close(self) -> None:

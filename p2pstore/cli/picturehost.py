@@ -150,8 +150,9 @@ class _Host:
         response.content_length = len(picture)
         await response.prepare(request)
         for at in range(0, len(picture), CHUNK):
-            await response.write(picture[at : at + CHUNK])
-            await self._slowly(len(picture[at : at + CHUNK]))
+            chunk = picture[at : at + CHUNK]
+            await self._slowly(len(chunk))
+            await response.write(chunk)
         return response
 
     async def _received(self, request: web.Request) -> bytes:

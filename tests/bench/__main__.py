@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from p2pstore.syscalls import is_volatile
-from tests.bench import corpora, serving, tools
+from tests.bench import carriers, corpora, serving, tools
 from tests.bench.corpora import Corpus
 from tests.bench.measure import CHECKOUT, Failed, Figure, phases
 from tests.bench.table import Results, render
+from tests.carriers.servers import make_bucket, s3_server
 
 BLOCKS = {"1-MiB-blocks": 1 << 20, "4-KiB-blocks": 4 << 10}
 
@@ -131,6 +132,24 @@ def _blocks(size: int) -> Run:
     return run
 
 
+def _pieces(kind: str, who: str, address: str) -> Run:
+    def run(_: Corpus, work: Path) -> dict[str, Figure]:
+        return phases("tests.bench.carriers", kind, who, work, address)
+
+    return run
+
+
+@contextlib.contextmanager
+def _bucket(is_needed: bool) -> Iterator[str]:
+    """An S3 server for all who carry pieces to it; its address."""
+    if not is_needed:
+        yield ""
+        return
+    with s3_server() as address:
+        make_bucket(address)
+        yield address
+
+
 @contextlib.contextmanager
 def _place(given: str | None) -> Iterator[Path]:
     """A directory on a disk, removed at the end."""
@@ -154,7 +173,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", metavar="FILE", help="all figures; - for stdout")
     parser.add_argument("--dir", help="where to work, on a disk (default: TMPDIR or /var/tmp)")
-    parser.add_argument("--only", nargs="*", help=f"compressible random tree {' '.join(BLOCKS)}")
+    names = " ".join((*BLOCKS, *carriers.SIZES))
+    parser.add_argument("--only", nargs="*", help=f"compressible random tree {names}")
     args = parser.parse_args()
     # An end by signal cleans up like any other; children end with the pipes that they write to.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -174,6 +194,11 @@ def main() -> int:
             for name, size in BLOCKS.items()
             if not args.only or name in args.only
         ]
+        carried = [
+            Corpus(kind, base, carriers.COUNTS[kind], carriers.COUNTS[kind] * size)
+            for kind, size in carriers.SIZES.items()
+            if not args.only or kind in args.only
+        ]
         for number in range(args.rounds):
             for corpus in built:
                 order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
@@ -183,8 +208,13 @@ def main() -> int:
                     _one(results, corpus, "p2pstore", _fetch, base / "fetch")
             for corpus, size in served:
                 _one(results, corpus, "p2pstore", _blocks(size), base / f"{number}-serve")
+            for corpus in carried:
+                with _bucket(corpus.name == "s3") as address:
+                    for name in ("bare", "p2pstore")[:: 1 if number % 2 == 0 else -1]:
+                        run = _pieces(corpus.name, name, address)
+                        _one(results, corpus, name, run, base / f"{number}-{name}")
         took = time.monotonic() - began
-    built += [corpus for corpus, _ in served]
+    built += [*(corpus for corpus, _ in served), *carried]
     print(render(built, results, list(contenders)))
     print(f"{args.size}, best of {args.rounds} rounds in one run of {took:.0f} s.")
     if args.json:

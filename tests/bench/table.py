@@ -15,6 +15,10 @@ PHASES = {
     "rescan": "re-scan",
     "fetch": "serve + fetch, TLS",
     "serve": "serve, one link",
+    "encode": "encode, one core",
+    "decode": "decode, one core",
+    "put": "put",
+    "get": "get",
 }
 
 

@@ -18,6 +18,7 @@ MAKE = {
     "ext4": ("-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
     "xfs": ("-q",),
     "btrfs": ("-q",),
+    "vfat": (),
 }
 
 
