@@ -77,9 +77,12 @@ async def _fill(reader: Reader, partial: Partial, pool: Executor, tell: Progress
 
 
 def _resolved(target: str | bytes | Path | None, name: str) -> Path:
-    path = Path(os.fsdecode(target) if target is not None else ".")
-    is_directory = target is None or path.is_dir() or os.fsencode(target).endswith(b"/")
-    return Path(os.path.abspath(path / name if is_directory else path))
+    given = os.fsencode(target) if target is not None else b"."
+    if b"\0" in given:
+        raise UsageError("A file's name cannot have a byte that is zero.")
+    if given.endswith(b"/") or os.path.isdir(given):
+        given = os.path.join(given, os.fsencode(name))
+    return Path(os.path.abspath(os.fsdecode(given)))
 
 
 def _check_target(path: Path, *, force: bool) -> None:
