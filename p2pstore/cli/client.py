@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from p2pstore import errors
+from p2pstore.api import MAX_LINE, connected, error_from, not_running
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 Progress = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
-SYSTEM_SOCKET = Path("/run/p2pstore/control.sock")
-MAX_LINE = 256 << 20  # a line of `status` with a million paths; more is no answer of ours
-CONNECT_S = 5.0
 PIECE = 1 << 20
 
 
@@ -41,55 +38,7 @@ class Node(Protocol):
         """Yield the content from `start` up to `end` (exclusive)."""
 
 
-def error_from(error: Mapping[str, Any]) -> errors.P2PStoreError:
-    """Return the exception for an error object of the control API."""
-    kinds: dict[int, type[errors.P2PStoreError]] = {
-        2: errors.UsageError,
-        3: errors.FormatError,
-        4: errors.IntegrityError,
-        5: errors.Unavailable,
-        6: errors.NotRunning,
-    }
-    code = error.get("code")
-    kind = kinds.get(code if isinstance(code, int) else 1, errors.P2PStoreError)
-    return kind(str(error.get("message", "The node gave no reason.")))
-
-
 # -- the running node ------------------------------------------------------------------------
-
-
-def find_socket(home: Path, *, try_system: bool) -> Path | None:
-    """Return the control socket of the node on HOME, or of the system service, if one answers."""
-    candidates = []
-    with contextlib.suppress(OSError):
-        candidates.append(Path(os.fsdecode((home / "control").read_bytes().rstrip(b"\n"))))
-    if try_system:
-        candidates.append(SYSTEM_SOCKET)
-    return next((path for path in candidates if _answers(path, home)), None)
-
-
-def _answers(path: Path, home: Path) -> bool:
-    try:
-        # Somebody else's socket would be told our words and links.
-        owners = {0, os.getuid()} | ({home.stat().st_uid} if home.exists() else set())
-        if path.stat().st_uid not in owners:
-            return False
-        with _connected(path):
-            return True
-    except OSError:
-        return False
-
-
-def _connected(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(CONNECT_S)
-        sock.connect(os.fspath(path))
-        sock.settimeout(None)  # a restore may take hours; Ctrl-C ends the waiting
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 class RunningNode:
@@ -152,7 +101,7 @@ class RunningNode:
 
         with contextlib.closing(http.client.HTTPConnection("localhost")) as connection:
             try:
-                connection.sock = _connected(self._path)
+                connection.sock = connected(self._path)
                 connection.request(verb, url, body, dict(headers))
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as exc:
@@ -174,12 +123,6 @@ def _http_error(response: http.client.HTTPResponse) -> errors.P2PStoreError:
         return error_from(json.loads(response.read(MAX_LINE))["error"])
     except (ValueError, KeyError, TypeError):
         return errors.P2PStoreError(f"The node answered HTTP {response.status}; its log says why.")
-
-
-def not_running() -> errors.NotRunning:
-    return errors.NotRunning(
-        "The node is not running. Start it: p2pstore service install (always) or p2pstore run (now)"
-    )
 
 
 # -- the stopped node ------------------------------------------------------------------------

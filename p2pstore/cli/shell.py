@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pstore import errors
+from p2pstore.api import find_socket, home_path, is_home_chosen, not_running
 from p2pstore.cli import client, show
 from p2pstore.cli.progress import Meter
 
@@ -48,28 +49,23 @@ class Shell:
 
     @cached_property
     def home(self) -> Path:
-        chosen = self.home_option or self.env.get("P2PSTORE_HOME")
-        if chosen:
-            return Path(os.path.abspath(os.path.expanduser(chosen)))
-        import platformdirs
-
-        return Path(platformdirs.user_data_dir("p2pstore", appauthor=False))
+        return home_path(self.home_option, self.env)
 
     @property
     def home_is_chosen(self) -> bool:
-        return bool(self.home_option or self.env.get("P2PSTORE_HOME"))
+        return is_home_chosen(self.home_option, self.env)
 
     def running(self) -> client.RunningNode | None:
         """Return the running node; None when there is none."""
         # Who names a HOME means that node and no other.
-        path = client.find_socket(self.home, try_system=not self.home_is_chosen)
+        path = find_socket(self.home, try_system=not self.home_is_chosen)
         return None if path is None else client.RunningNode(path)
 
     def node(self) -> client.RunningNode:
         """Return the running node; NotRunning when there is none."""
         node = self.running()
         if node is None:
-            raise client.not_running()
+            raise not_running()
         return node
 
     @contextlib.contextmanager

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from p2pstore import config
-from p2pstore.cli.client import RunningNode, find_socket
+from p2pstore.api import find_socket
+from p2pstore.cli.client import RunningNode
 from p2pstore.content import HEADER_SIZE, Kind, decode_header
 from p2pstore.errors import NoRoom, P2PStoreError, Unavailable
 from p2pstore.syscalls import FileSystem, file_system, is_volatile

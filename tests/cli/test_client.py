@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from p2pstore.cli.client import RunningNode, error_from, find_socket
+from p2pstore.api import error_from, find_socket
+from p2pstore.cli.client import RunningNode
 from p2pstore.errors import (
     FormatError,
     IntegrityError,
@@ -50,7 +51,7 @@ def test_no_home_and_no_socket(tmp_path):
 
 def test_system_service_is_tried_only_when_home_was_not_chosen(served, home, monkeypatch, tmp_path):
     system = Path((home / "control").read_text().strip())
-    monkeypatch.setattr("p2pstore.cli.client.SYSTEM_SOCKET", system)
+    monkeypatch.setattr("p2pstore.api.reaching.SYSTEM_SOCKET", system)
     assert find_socket(tmp_path / "other", try_system=False) is None
     assert find_socket(tmp_path / "other", try_system=True) == system
 
