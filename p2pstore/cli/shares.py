@@ -49,18 +49,33 @@ def ask_password(wanted: bool, *, new: bool = False) -> str:
     is_flag=True,
     help="Asks for one, without which the key gives nothing (from a pipe: its first line).",
 )
+@click.option("--carrier", metavar="NAME", help="Put it there, not in the swarm.")
 @pass_shell
-def upload(shell: Shell, file: str, expires: float | None, once: bool, has_password: bool) -> int:
+def upload(
+    shell: Shell,
+    file: str,
+    expires: float | None,
+    once: bool,
+    has_password: bool,
+    carrier: str | None,
+) -> int:
     """Store one file and print the key with which anybody can download it.
 
     The key is the right to read this one file, and nothing else. Nodes that keep it check the time
-    and the password; what somebody has downloaded, nobody can take back.
+    and the password; what somebody has downloaded, nobody can take back. At a carrier a file stays
+    until somebody deletes it there.
     """
     password = ask_password(has_password, new=True)
     goes_on = "The node goes on; to take it back: p2pstore unshare KEY (see: p2pstore shares)"
     with shell.waiting(goes_on) as meter:
         done = shell.node().call(
-            "upload", meter, path=file, expires=expires, once=once, password=password
+            "upload",
+            meter,
+            path=file,
+            expires=expires,
+            once=once,
+            password=password,
+            carrier=carrier,
         )
     key = str(done["key"])
     if shell.quiet:
@@ -69,11 +84,12 @@ def upload(shell: Shell, file: str, expires: float | None, once: bool, has_passw
     if sys.stdout.isatty():
         show_qr(key)
     shell.result(f"YOUR DOWNLOAD KEY IS : {key}")
+    where = f" --carrier {carrier}" if carrier else ""
     until = done.get("expires")
     ends = "" if until is None else f", until {show.moment(until, time.time())}"
     shell.say(
         f"{show.name(done.get('name', ''))}, {show.size(done.get('size', 0))}{ends}. "
-        "Who has the key gets it with:  p2pstore download KEY"
+        f"Who has the key gets it with:  p2pstore download KEY{where}"
     )
     return 0
 
@@ -93,8 +109,16 @@ def upload(shell: Shell, file: str, expires: float | None, once: bool, has_passw
     is_flag=True,
     help="Asks for the password (from a pipe: a line, behind the key).",
 )
+@click.option("--carrier", metavar="NAME", help="Where an upload to a carrier lies.")
 @pass_shell
-def download(shell: Shell, key: str, dest: str | None, force: bool, has_password: bool) -> int:
+def download(
+    shell: Shell,
+    key: str,
+    dest: str | None,
+    force: bool,
+    has_password: bool,
+    carrier: str | None,
+) -> int:
     """Fetch the file that a KEY stands for (- reads it from standard input).
 
     DEST is a file or a directory; without it the file comes here, under its own name. Nothing is
@@ -105,7 +129,7 @@ def download(shell: Shell, key: str, dest: str | None, force: bool, has_password
     target = dest or os.getcwd()
     with shell.waiting("The node goes on writing; remove the file if you do not want it.") as meter:
         done = shell.node().call(
-            "download", meter, key=key, to=target, force=force, password=password
+            "download", meter, key=key, to=target, force=force, password=password, carrier=carrier
         )
     shell.result(f"{show.path(done.get('path', target))}   {show.size(done.get('size', 0))}")
     return 0

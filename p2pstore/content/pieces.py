@@ -50,7 +50,6 @@ The length tells a key that was cut from one that was mistyped. Limits: see the 
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 import re
@@ -73,6 +72,7 @@ from p2pstore.content.block import padded_size
 from p2pstore.content.codec import MAX_INT
 from p2pstore.content.filemeta import MAX_NAME
 from p2pstore.errors import FormatError, IntegrityError, LocalProtocolError, UsageError
+from p2pstore.ids import base32, unbase32
 
 MAX_PIECE: Final = 64 << 20  # bytes of content; several of them are in memory at a time
 MAX_PIECES: Final = 1 << 17  # 141 GB in pictures of 600x600, 8 TiB in the largest pieces
@@ -497,7 +497,7 @@ def encode_upload_key(key: UploadKey) -> str:
     where = key.meta_key.encode()
     raw = _HEAD_OF_KEY.pack(_VERSION, key.secret, len(where)) + where
     raw += _CRC.pack(binascii.crc32(raw))
-    return UPLOAD_PREFIX + base64.b32encode(raw).decode().rstrip("=").lower()
+    return UPLOAD_PREFIX + base32(raw)
 
 
 def parse_upload_key(text: str) -> UploadKey:
@@ -521,7 +521,7 @@ def _parse_sealed(text: str) -> UploadKey:
     if len(text) > _LONGEST_KEY:
         raise mistyped
     try:
-        raw = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
+        raw = unbase32(text)
     except ValueError as exc:
         # A length that no bytes have: characters are missing, if those that are there are right.
         is_cut = re.fullmatch(r"[a-z2-7]*", text, re.IGNORECASE | re.ASCII) is not None

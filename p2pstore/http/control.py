@@ -63,10 +63,11 @@ METHODS (arguments -> result)
                                            name or short id, "signature": "valid" | "untrusted" |
                                            "wrong", "epoch", "local_blocks", "copies"}
     restore {path, to}                     {"path": written, "bytes"}
-    upload {path, expires, once, password} expires: seconds|null, password: words|null; progress
-                                           stage "upload"; {"key", "name", "size", "expires":
-                                           time|null}
-    download {key, to, password, force}    to: a file or a directory; progress stage "download";
+    upload {path, expires, once, password, carrier}  expires: seconds|null, password: words|null,
+                                           carrier: name|null; progress stage "upload"; {"key",
+                                           "name", "size", "expires": time|null}
+    download {key, to, password, force, carrier}     to: a file or a directory; carrier: name|null
+                                           (null: the only one); progress stage "download";
                                            {"path": written, "size"}. Not there, ended, or a wrong
                                            password: 5; no key: 2; mistyped: 3
     shares {}                              {"shares": [{"key", "name", "size", "created": time,

@@ -125,6 +125,15 @@ class Places:
         known = ", ".join(place.name for place in self.all()) or "none yet"
         raise UsageError(f"There is no carrier {name!r} (there is: {known}). See: carriers add")
 
+    def one(self, name: str | None) -> tuple[str, Carrier]:
+        """The carrier of that name; without one the only one there is. UsageError."""
+        if name is None:
+            if len(self._places) != 1:
+                known = ", ".join(place.name for place in self.all()) or "there is none"
+                raise UsageError(f"Say which carrier: --carrier NAME ({known}).")
+            name = self.all()[0].name
+        return name, self.get(name).carrier
+
     # -- setting up -------------------------------------------------------------------------------
 
     async def add(self, name: str, config: CarrierConfig) -> Place:

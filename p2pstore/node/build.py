@@ -58,7 +58,7 @@ from p2pstore.node.rebuilding import LATE_S, Completing
 from p2pstore.placement import SUFFIX
 from p2pstore.policy import Candidate
 from p2pstore.restore import Restore, Wanted
-from p2pstore.shares import Downloads, Shares
+from p2pstore.shares import Downloads, Shares, Uploads
 from p2pstore.store import DiskBundles, HeldStore, blocks
 from p2pstore.syscalls import is_volatile
 from p2pstore.vfs import Vfs
@@ -198,6 +198,7 @@ class Node:
         self.downloads = Downloads(
             self.network.share_finder, self.source, pool=self.seal_pool, clock=self.clock
         )
+        self.uploads = Uploads(self.home.path, self.network.places.one, pool=self.seal_pool)
         self._add_loops()
         self.folders = self._make_folders()
         self.opening = Opening(

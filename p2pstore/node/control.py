@@ -32,6 +32,7 @@ from p2pstore.node.metrics import metrics
 from p2pstore.node.reporting import checked, report
 from p2pstore.node.status import carrier_lines, folder_lines, peer_lines, share_lines, status
 from p2pstore.policy import Treatment
+from p2pstore.shares import looks_like_upload_key
 
 Args = Mapping[str, Any]
 Progress = Callable[[dict[str, Any]], None]
@@ -85,6 +86,8 @@ class NodeControl:
     ) -> AsyncIterator[bytes]:
         if looks_like_share_key(path):
             content = self._node.downloads.read(path, start, end, password=password)
+        elif looks_like_upload_key(path):
+            content = self._node.uploads.read(path, start, end)
         else:
             content = self._node.vfs.read(path, start, end)
         async with aclosing(content) as pieces:
@@ -296,23 +299,33 @@ class NodeControl:
     # -- shares -----------------------------------------------------------------------------------
 
     async def do_upload(self, args: Args, progress: Progress) -> Any:
-        made = await self._node.shares.upload(
+        node, told = self._node, _bytes_told("upload", progress)
+        if carrier := args.get("carrier"):
+            if args.get("once") or args.get("expires") is not None or args.get("password"):
+                raise UsageError("A carrier looks at no time, no password, and counts nothing.")
+            stored = await node.uploads.upload(args["path"], carrier, told)
+            meta = stored.meta
+            return {"key": stored.key, "name": meta.name, "size": meta.size, "expires": None}
+        made = await node.shares.upload(
             args["path"],
             expires_s=args.get("expires"),
             once=bool(args.get("once")),
             password=args.get("password") or "",
-            progress=_bytes_told("upload", progress),
+            progress=told,
         )
         name = os.fsdecode(made.name)
         return {"key": made.key, "name": name, "size": made.size, "expires": made.ends}
 
     async def do_download(self, args: Args, progress: Progress) -> Any:
-        path, size = await self._node.downloads.copy(
-            args["key"],
-            args["to"],
-            password=args.get("password") or "",
-            force=bool(args.get("force")),
-            progress=_bytes_told("download", progress),
+        node, told = self._node, _bytes_told("download", progress)
+        key, to, force = args["key"], args["to"], bool(args.get("force"))
+        carrier = args.get("carrier")
+        if carrier or looks_like_upload_key(key):
+            got = await node.uploads.download(key, to, carrier, force=force, progress=told)
+            return {"path": os.fspath(got.path), "size": got.meta.size}
+        password = args.get("password") or ""
+        path, size = await node.downloads.copy(
+            key, to, password=password, force=force, progress=told
         )
         return {"path": path, "size": size}
 
@@ -344,6 +357,9 @@ class NodeControl:
 
     async def do_stat(self, args: Args, _: Progress) -> Any:
         path = args["path"]
+        if looks_like_upload_key(path):
+            there = await self._node.uploads.meta(path)
+            return {"name": there.name, "size": there.size}
         if looks_like_share_key(path):
             meta = await self._node.downloads.meta(path, args.get("password") or "")
         else:

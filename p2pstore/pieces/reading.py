@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 
 from p2pstore.carriers import Carrier, NotThere
@@ -48,7 +48,7 @@ class Reader:
             ) from exc
         return await in_thread(self._pool, self._wrap.open_piece, piece, stored)
 
-    async def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """The bytes start..end (exclusive) in order; only the pieces needed are fetched.
 
         UsageError when the range lies outside of the file.
