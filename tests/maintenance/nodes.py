@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from p2pstore.carriers import Carrier
 from p2pstore.clock import ManualClock
 from p2pstore.config import FolderSettings
 from p2pstore.content import (
@@ -30,7 +31,18 @@ from p2pstore.content import (
 )
 from p2pstore.ids import BundleId, Epoch, FileId, FolderId, NodeId, group_id_of
 from p2pstore.ingest import Author
-from p2pstore.maintenance import Collector, Evictor, Ledger, Others, Refetcher, Replicator, World
+from p2pstore.maintenance import (
+    Collector,
+    Evictor,
+    Keeping,
+    Ledger,
+    Others,
+    Refetcher,
+    Replicator,
+    World,
+    carrier_id,
+)
+from p2pstore.maintenance.carried import CarriedBundles, keys_of
 from p2pstore.maintenance.index import HeadOrder
 from p2pstore.policy import Holder
 from p2pstore.store import (
@@ -92,6 +104,7 @@ class Device(Node):
         self.told: list[bytes] = []  # heads that it knows
         self.own_heads: list[bytes] = []
         self.leavers: set[NodeId] = set()  # who is of the group no more
+        self.carried: dict[NodeId, CarriedBundles] = {}
         self.facts = World(
             now=self.clock.wall(),
             holders={},
@@ -173,6 +186,35 @@ class Device(Node):
         if result is not None:
             await result
 
+    def use(self, name: str, carrier: Carrier) -> NodeId:
+        """Let a carrier hold copies of this device's bundles; what stands for it."""
+        node = carrier_id(name)
+        self.pusher = Keeping(
+            self.key,
+            self.shelf,
+            self.connections,
+            pool=self.world.pool,
+            clock=self.clock,
+            chain=lambda: self.certificate,
+            group=self.group,
+        )
+
+        def keys(bundle_id: BundleId, node: NodeId) -> Sequence[str]:
+            row = self.catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
+            copy = None if row is None else self.copies(row).get(node)
+            return [] if copy is None else keys_of(copy.receipt)
+
+        self.carried[node] = CarriedBundles(
+            node, carrier, self.shelf, keys=keys, clock=self.clock, pool=self.world.pool
+        )
+        self.pusher.carried = self.carried
+        settings = FolderSettings(min_copies=2, carriers=(name,))
+        self.catalog.write(
+            lambda db: folders.set_settings(db, self.folder, msgspec.msgpack.encode(settings))
+        ).result()
+        self.wire()
+        return node
+
     # -- what policy is told ----------------------------------------------------------------------
 
     def look(self) -> World:
@@ -182,7 +224,8 @@ class Device(Node):
                 other.node_id: Holder(other.node_id, "device")
                 for other in self.world.nodes
                 if other is not self and other.node_id not in self.leavers
-            },
+            }
+            | {node: Holder(node, "carrier") for node in self.carried},
         }
         if not self.facts.eligible:
             changed["eligible"] = len(self.world.nodes) - 1
