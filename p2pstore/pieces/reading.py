@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 
 from p2pstore.carriers import Carrier, NotThere
 from p2pstore.content import MetaReader, Piece, UploadKey, UploadMeta, parse_upload_key
-from p2pstore.errors import UsageError
+from p2pstore.errors import IntegrityError, UsageError
 from p2pstore.pieces.flow import PATIENT, Patience, width
 from p2pstore.threads import in_thread
 
@@ -39,6 +39,13 @@ class Reader:
 
     async def piece(self, piece: Piece) -> bytes:
         """Its content; NotThere, IntegrityError."""
+        try:
+            return await self._once(piece)
+        except IntegrityError:
+            # It may have been damaged on its way. Twice is no accident.
+            return await self._once(piece)
+
+    async def _once(self, piece: Piece) -> bytes:
         try:
             stored = await self._patience.insist(lambda: self._carrier.get(piece.key))
         except NotThere as exc:

@@ -33,6 +33,7 @@ from p2pstore.content import (
     Wrap,
     checksum,
     encode_upload_key,
+    parse_upload_key,
     rehearse,
     safe_base_name,
 )
@@ -181,8 +182,8 @@ class _Upload:
 
     def identity(self) -> list[int | str]:
         """What must be the same for pieces of an earlier attempt to be used."""
-        sealed = (self._is_sealed, self._piece, self._promises.piece)
-        return [self._name, *self._picture, *sealed, *_stamp(self._stat)]
+        shape = (int(self._is_sealed), self._piece, self._promises.piece)
+        return [self._name, *self._picture, *shape, *_stamp(self._stat)]
 
     def begin(self, journal: Journal | None, random: Callable[[int], bytes]) -> None:
         seed = random(UPLOAD_SECRET + _NAME)
@@ -220,14 +221,18 @@ class _Upload:
         known = None if self._journal is None else self._journal.pieces.get(seq)
         if known is not None and known.checksum != said:
             raise self._changed()
-        if known is None or not await self._is_there(known.key, stored):
-            key = await self._put(f"{self._base}-{seq}", stored)
-            await self._check_list(key)
-            known = Piece(seq, key, seq * self._piece, self._length(seq), said)
-            if self._journal is not None:
-                self._journal.add(known)
-        self._pieces[seq] = known
-        self._done += known.size
+        if known is not None and await self._is_there(known.key, stored):
+            self._note(seq, known.key, said)
+            return
+        key = await self._put(f"{self._base}-{seq}", stored)
+        await self._check_list(key)
+        self._note(seq, key, said)
+        if self._journal is not None:
+            self._journal.add(self._pieces[seq])
+
+    def _note(self, seq: int, key: str, said: str) -> None:
+        self._pieces[seq] = Piece(seq, key, seq * self._piece, self._length(seq), said)
+        self._done += self._length(seq)
         self._tell(self._done, self._size)
 
     def _length(self, seq: int) -> int:
@@ -259,6 +264,8 @@ class _Upload:
     async def _put(self, name: str, stored: bytes) -> str:
         key = await self._patience.insist(lambda: self._carrier.put(name, stored))
         self._put_now.append(key)
+        if not _is_usable(key):
+            raise IntegrityError(f"{self._place} gives keys with which nothing could be found.")
         if not self._promises.is_exact:
             await self._read_back(key, stored)
         return key
@@ -322,6 +329,14 @@ class _Upload:
                 await self._carrier.delete(key)
             except P2PStoreError:
                 return  # the error that brought us here is the one to be told
+
+
+def _is_usable(key: str) -> bool:
+    """Whether lists may name it, and a user may type it."""
+    try:
+        return parse_upload_key(key) == UploadKey(key, None)
+    except P2PStoreError:
+        return False
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:

@@ -215,6 +215,23 @@ async def test_wrong_pieces_are_refused_and_leave_nothing(
     assert names(there) == []
 
 
+async def test_a_piece_damaged_on_its_way_is_asked_for_again(
+    carrier: Any, key: str, content: bytes, there: Path, pool: Executor
+) -> None:
+    damaged: set[str] = set()
+    get = carrier.get
+
+    async def damage_once(name: str) -> bytes:
+        raw = bytes(await get(name))
+        if "-m" in name or name in damaged:
+            return raw
+        damaged.add(name)
+        return raw[:-1]
+
+    carrier.get = damage_once
+    assert (await fetch(carrier, key, there, pool=pool)).path.read_bytes() == content
+
+
 async def test_every_bit_of_a_sealed_upload_counts(
     memory: Any, tmp_path: Path, there: Path, pool: Executor
 ) -> None:
