@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 from nacl.signing import SigningKey
 
@@ -81,9 +80,7 @@ def test_what_is_cut_or_has_something_behind_is_refused(index: BundleIndex) -> N
             decode_parcel(bad)
 
 
-def test_the_map_of_another_bundle_is_refused(
-    index: BundleIndex, device: SigningKey
-) -> None:
+def test_the_map_of_another_bundle_is_refused(index: BundleIndex, device: SigningKey) -> None:
     strange = sign_live_map(LiveMap.all_live(BundleId(b"x" * 32), 5).without({0}), device)
     with pytest.raises(FormatError):
         decode_parcel(encode_parcel(index, strange, BLOCKS[1:]))
