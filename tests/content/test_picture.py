@@ -295,6 +295,7 @@ def test_other_bytes_behind_the_payload_are_damage() -> None:
 
 ROWS = filtered(rows_of(pixels_of(b"abc", 9, 9), 9), [0])
 PACKED = chunk(b"IDAT", zlib.compress(ROWS))
+PASSES = interlaced(pixels_of(b"abc", 9, 9), 9, 9, [0])
 
 
 @pytest.mark.parametrize(
@@ -319,6 +320,8 @@ PACKED = chunk(b"IDAT", zlib.compress(ROWS))
         png(header(9, 9), chunk(b"IDAT", zlib.compress(ROWS + b"\0"))),
         png(header(9, 9), chunk(b"IDAT", zlib.compress(bytes(50_000_000)))),
         png(header(9, 9), chunk(b"IDAT", zlib.compress(b"\5" + ROWS[1:]))),
+        png(header(9, 9, 8, 2, 0, 0, 1), chunk(b"IDAT", zlib.compress(PASSES + b"\0"))),
+        png(header(9, 9, 8, 2, 0, 0, 1), chunk(b"IDAT", zlib.compress(PASSES + bytes(10**7)))),
         png(header(9, 9), PACKED, chunk(b"JUNK", b"")),
         png(header(9, 9), *[chunk(b"tEXt", b"")] * MAX_CHUNKS, PACKED),
         SIGNATURE + header(9, 9) + struct.pack(">I4s", 2**32 - 1, b"IDAT") + bytes(40),
@@ -328,3 +331,9 @@ PACKED = chunk(b"IDAT", zlib.compress(ROWS))
 def test_a_hostile_picture_is_refused(hostile: bytes) -> None:
     with pytest.raises(IntegrityError):
         decode_picture(hostile)
+
+
+@pytest.mark.parametrize("side", [(MAX_WIDTH, MAX_WIDTH), (MAX_WIDTH + 1, 1), (1, 2**31), (0, 9)])
+def test_a_header_is_not_believed(side: tuple[int, int]) -> None:
+    with pytest.raises(IntegrityError, match="nobody wrote such"):
+        decode_picture(png(header(*side), PACKED))
