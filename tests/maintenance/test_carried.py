@@ -172,6 +172,16 @@ async def test_a_random_sample_finds_a_rotten_block(group: Group) -> None:
         await a.pusher.sample(filed.data.bundle_id, filed.data.tag, usb, [last])
 
 
+async def test_what_has_rotted_is_put_there_anew(group: Group) -> None:
+    a, filed, usb, carrier = await ready(group)
+    (key,) = parts_of(a, filed.data, usb)
+    carrier.stored[key] = b"rotten"
+    with pytest.raises(IntegrityError):
+        await a.pusher.challenge(filed.data.bundle_id, usb, 0)
+    await a.pusher.push(filed.data.bundle_id, filed.data.tag, usb)
+    assert await a.pusher.challenge(filed.data.bundle_id, usb, 0)
+
+
 async def test_a_carrier_that_is_away_is_asked_again(group: Group) -> None:
     faults = Faults(always=Fault.FAIL)
     (a,) = await group.devices(1)
