@@ -69,6 +69,10 @@ class Folders:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
 
+    async def looked_at(self) -> None:
+        """Return when each folder was looked at once, or was found not to be there."""
+        await asyncio.gather(*(folder.looked_at() for folder in self.all()))
+
     def _watch(self, entry: WatchedFolder) -> Folder:
         path = os.fsencode(entry.path)
         settings = msgspec.msgpack.encode(entry.settings)

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 MIN_DESCRIPTORS = 640  # 512 for peers, store and watches, the rest for leased files
 STOP_S = 10.0  # SIGTERM ends safely within this
+FIRST_LOOK_S = 5.0  # some hundred thousand files; what waits for this node waits no longer
 RESTART_S = 0.3  # the answer to the command that caused it goes out first
 SWITCH_S = 0.001  # a lease must be given up within 50 ms, whatever Python threads are busy
 # A batch makes tens of thousands of objects and no cycles; by default each would be walked over and
@@ -167,6 +168,7 @@ class _Running:
         self._turn = asyncio.Event()  # this life ends
         self._ends = False  # and no other one follows
         self._is_served = False
+        self._is_announced = False
         self._rebuild: tuple[Progress, asyncio.Future[Rebuilt]] | None = None
 
     async def serve(self) -> None:
@@ -202,8 +204,7 @@ class _Running:
             try:
                 self._control.node = node
                 await self._serve_frontends(node)
-                log.info("Listening for other nodes at %s, TCP and UDP.", node.listening)
-                sdnotify.notify("READY=1")
+                tasks.append(group.create_task(self._say_ready(node)))
                 await _until(self._turn)
             finally:
                 self._control.node = None
@@ -220,9 +221,20 @@ class _Running:
             self._is_served = True
             ui = self._config.ui
             await self._frontend.start(None if ui is None else (ui.host, ui.port))
-            if self._frontend.ui is not None:
-                print(f"Access at: {self._frontend.ui}", flush=True)
         node.ui = self._frontend.ui
+
+    async def _say_ready(self, node: Node) -> None:
+        """When whoever opens a placeholder is heard; commands are answered before that."""
+        try:
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await node.folders.looked_at()
+        except TimeoutError:
+            log.info("Large folders are being looked at; until then not every open is noticed.")
+        log.info("Listening for other nodes at %s, TCP and UDP.", node.listening)
+        if node.ui is not None and not self._is_announced:
+            self._is_announced = True
+            print(f"Access at: {node.ui}", flush=True)
+        sdnotify.notify("READY=1")
 
     # -- asked by signals and by the control interface --------------------------------------------
 
