@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ import msgspec
 
 from p2pstore import config as settings
 from p2pstore import sdnotify
-from p2pstore.config import Address, Config
+from p2pstore.config import Config
 from p2pstore.errors import Busy, P2PStoreError, Unavailable, UsageError
 from p2pstore.home import Home
 from p2pstore.leases import LeaseKeeper
@@ -39,8 +39,7 @@ from p2pstore.members import (
 from p2pstore.node import recovering
 from p2pstore.node.build import Node, Progress
 from p2pstore.node.control import NodeControl
-from p2pstore.node.recovering import lay_out_until_done
-from p2pstore.node.seeking import PATIENCE_S
+from p2pstore.node.recovering import Wishes, lay_out_until_done
 from p2pstore.syscalls import keep_freed_memory, raise_descriptor_limit
 
 log = logging.getLogger(__name__)
@@ -129,32 +128,11 @@ def run(config: Config, path: Path, frontend: MakeFrontend) -> int:
 
 
 def recover(
-    config: Config,
-    path: Path,
-    ask_words: Callable[[], str],
-    progress: Progress,
-    *,
-    name: str | None = None,
-    bootstrap: Sequence[Address] = (),
-    to: Path | None = None,
-    patience_s: float = PATIENCE_S,
-    placeholders_only: bool = False,
+    config: Config, path: Path, ask_words: Callable[[], str], wishes: Wishes, progress: Progress
 ) -> dict[str, Any]:
     """Everything back from the 24 words, into a new HOME; see `recovering.recover`."""
     tune()
-    return asyncio.run(
-        recovering.recover(
-            config,
-            path,
-            ask_words,
-            progress,
-            name=name,
-            bootstrap=bootstrap,
-            to=to,
-            patience_s=patience_s,
-            placeholders_only=placeholders_only,
-        )
-    )
+    return asyncio.run(recovering.recover(config, path, ask_words, wishes, progress))
 
 
 class _Running:
