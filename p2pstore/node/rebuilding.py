@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
-from p2pstore.errors import P2PStoreError
+from p2pstore.errors import P2PStoreError, PeerUnreachable
 from p2pstore.ids import NodeId, short
 from p2pstore.maintenance import (
     Completed,
@@ -53,11 +53,14 @@ class Completing:
         connected = {link.node_id for link in node.network.holders()}
         if not connected - known and (others or not state.pending):
             return GATHER_S if state.pending else LATE_S
-        if others and state.pending:
+        if state.pending and not others <= connected:
             await asyncio.sleep(GATHER_S)  # devices that come back together are asked together
             connected = {link.node_id for link in node.network.holders()}
         loop.say("asks what others keep", len(known & others), len(others))
-        done = await ask(node, connected - known, loop.say)
+        try:
+            done = await ask(node, connected - known, loop.say)
+        except PeerUnreachable:  # gone again, as who has just joined is until his node runs
+            return GATHER_S if state.pending else LATE_S
         node.maintenance.rebuilding = False
         node.completed.set()
         if done.missing:
