@@ -282,6 +282,7 @@ class Folders:
 
     async def recovered(self, folder: Folder) -> None:
         """Everything lies in its place: watch it from now on."""
+        folder.losses.forget()  # looks met it half laid out: that was no change of somebody's
         await self._set_paused(folder, "")
         folder.ask_rescan("recovered")
 

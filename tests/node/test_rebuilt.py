@@ -138,3 +138,15 @@ async def test_who_links_is_asked_at_once_what_it_keeps(
         monkeypatch.setattr(node.network, "holders", lambda: [SimpleNamespace(node_id=other)])
         node._linked(other)
         await node.completed.wait()
+
+
+async def test_what_is_laid_out_is_no_mass_change(place: Place) -> None:
+    """A look that meets a recovery at work finds many files that the catalog has otherwise."""
+    async with place.running() as node:
+        await place.filled(node)
+        folder = node.folders.at(os.fspath(place.folder))
+        await node.folders.pause(os.fspath(place.folder))
+        folder.losses.changed(100, node.clock.monotonic())
+        await node.folders.recovered(folder)
+        await settled(node, place.folder)
+        assert not folder.is_paused, folder.entry.paused
