@@ -131,6 +131,34 @@ async def test_who_is_there_is_not_waited_for(
     assert around.node.completed.is_set()
 
 
+async def test_who_comes_a_moment_later_is_asked_together_with_the_first(
+    around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "GATHER_S", 3.0)
+    completing = around.begin()
+    around.connected = {A}
+    assert await around.turn(completing) == 3.0
+    around.world.clock.advance(1.0)
+    assert await around.turn(completing) == 2.0, "another link woke it, not the last one"
+    assert not around.questions
+    around.connected = {A, B}
+    await around.turn(completing)
+    assert set(around.questions) == {A, B}
+    assert around.node.completed.is_set()
+
+
+async def test_who_does_not_come_is_waited_for_a_moment_only(
+    around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "GATHER_S", 3.0)
+    completing = around.begin()
+    around.connected = {A}
+    await around.turn(completing)
+    around.world.clock.advance(3.0)
+    await around.turn(completing)
+    assert set(around.questions) == {A}
+
+
 async def test_a_restart_does_not_forget_who_is_still_to_be_asked(around: Around) -> None:
     around.connected = {A}
     await around.turn(around.begin())
