@@ -86,6 +86,8 @@ def free_up(shell: Shell, paths: tuple[str, ...]) -> int:
 
 def _tell_freed(shell: Shell, done: Mapping[str, Any], *, replaced: bool) -> int:
     freed, waiting = show.size(done.get("freed_bytes", 0)), done.get("waiting") or []
+    if left := done.get("leftover_bytes"):
+        shell.say(f"{show.size(left)} that no file needs any more go by themselves, in time.")
     first = f"{show.size(done.get('replaced_bytes', 0))} replaced; " if replaced else ""
     if not waiting:
         shell.result(f"{first}{freed} freed")
@@ -127,7 +129,7 @@ def unpin(shell: Shell, paths: tuple[str, ...]) -> int:
 @click.option("--why", is_flag=True, help="Drop nothing; say what is missing for each bundle.")
 @pass_shell
 def evict(shell: Shell, paths: tuple[str, ...], why: bool) -> int:
-    """Drop local bundles that enough proven holders hold; without PATH: all that can go.
+    """Drop local bundles that enough proven holders hold; without PATH: those of all files.
 
     Exit 0 when all that was asked for came free, else 5 with the reasons.
     """

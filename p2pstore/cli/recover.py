@@ -48,7 +48,13 @@ def recover(
         raise UsageError("Arguments are public: type the words when asked, or give - and a pipe.")
     from p2pstore import config, node
 
-    addresses = [config.parse_address(text) for text in bootstrap]
+    wishes = node.Wishes(
+        name=name,
+        bootstrap=tuple(config.parse_address(text) for text in bootstrap),
+        to=Path(to) if to else None,
+        patience_s=wait,
+        placeholders_only=placeholders,
+    )
     settings = config.load(shell.home, os.environ, {})
     start_logging(shell, quiet=True)
 
@@ -60,17 +66,7 @@ def recover(
     if shell.running() is not None:
         raise UsageError(f"A node runs on {show.path(shell.home)}; recover into a new --home.")
     with shell.waiting("What came back stays; to go on: p2pstore recover") as meter:
-        done = node.recover(
-            settings,
-            shell.home,
-            words,
-            meter,
-            name=name,
-            bootstrap=addresses,
-            to=Path(to) if to else None,
-            patience_s=wait,
-            placeholders_only=placeholders,
-        )
+        done = node.recover(settings, shell.home, words, wishes, meter)
     what = "placeholders are back" if placeholders else "is back"
     for folder in done["folders"]:
         counted = f"{show.files(folder['files'])}, {show.size(folder['bytes'])}"

@@ -4,7 +4,9 @@ A crawl returns only nodes that answered it, each proven to own its id; what oth
 worth a question, not a place. To keep one liar from filling the places: one id per address and
 port, few questions and places per subnet of the internet, a bounded number of questions in all.
 The stock crawl waits for the slowest of each round and calls itself without bound; this one keeps
-`alpha` questions moving, and one that has no answer after half a second no longer counts.
+`alpha` questions moving, and one that has no answer after half a second no longer counts. Who did
+not answer at all is not asked again for some seconds, since everybody tells of him still; unless
+nobody else answers, for then it may be us.
 
 Many tags need no crawl each. A region is the ids that share some leading bits; with
 ceil(log2(nodes / k)) + 1 bits it holds about k / 2 nodes, all of them among the 2 k nearest to its
@@ -60,7 +62,8 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # the package has no types
             while True:
                 now = loop.time()
                 brisk = sum(now - begun < SLOW_S for _, begun in under_way.values())
-                for peer in self._next(max(0, self.alpha - brisk)):
+                is_lost = not (under_way or self._answered)
+                for peer in self._next(max(0, self.alpha - brisk), is_lost=is_lost):
                     question = self.protocol.call_find_node(peer, self.node)
                     under_way[group.create_task(question)] = (peer, now)
                 if not under_way:
@@ -73,10 +76,14 @@ class Crawl(NodeSpiderCrawl):  # type: ignore[misc]  # the package has no types
                     self._heard(peer, *task.result())
         return sorted(self._answered, key=self.node.distance_to)
 
-    def _next(self, count: int) -> list[Node]:
+    def _next(self, count: int, *, is_lost: bool) -> list[Node]:
+        """Whom to ask. `is_lost`: nobody has answered, so that the fault may be ours."""
         chosen: list[Node] = []
         while len(chosen) < count and self._questions < MAX_QUESTIONS:
-            peer = next(iter(self.nearest.get_uncontacted()), None)
+            left = self.nearest.get_uncontacted()
+            peer = next((peer for peer in left if not self.protocol.is_silent(peer)), None)
+            if peer is None and is_lost:
+                peer = next(iter(left), None)
             if peer is None:
                 break
             self.nearest.mark_contacted(peer)

@@ -50,6 +50,8 @@ from p2pstore.ids import NodeId, PublicKey, node_id_of
 log = logging.getLogger(__name__)
 
 TRIES_S = (0.4, 0.8, 1.6)  # how long each of three sendings waits for its answer
+SILENT_S = 5.0  # after all of these went unanswered; a start alone makes several look-ups
+MAX_SILENT = 1024  # the oldest are forgotten: a question more
 CLOCK_S = 3600  # datagrams further from our clock are old recordings, or from a broken clock
 MAX_JARS = 4096  # cookies of others that we remember
 MAX_WELCOMES = 64  # pings under way to newcomers; more are strangers in a hurry
@@ -164,6 +166,8 @@ class SignedProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has
         self._cookies = Cookies(random, clock.monotonic())
         self._jar: OrderedDict[Address, bytes] = OrderedDict()
         self._calls: dict[bytes, _Call] = {}
+        # By id and address: who names an honest node's address under another id silences nobody.
+        self._silent: OrderedDict[tuple[bytes, Address], float] = OrderedDict()
         self._welcomes: set[tuple[bytes, Address]] = set()
         self._handlers: dict[type, Callable[[Sender, Any], wire.Reply]] = {
             wire.Ping: self._answer_ping,
@@ -336,10 +340,20 @@ class SignedProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has
 
     async def ask(self, node: Node, body: wire.Request) -> wire.Reply | None:
         """Ask a contact and judge it by what comes of it."""
-        reply = await self.request(Address(node.ip, node.port), body, NodeId(node.id))
+        address = Address(node.ip, node.port)
+        reply = await self.request(address, body, NodeId(node.id))
         if not self.transport.closed:
+            if reply is None:
+                self._silent[node.id, address] = self.clock.monotonic() + SILENT_S
+                while len(self._silent) > MAX_SILENT:
+                    self._silent.popitem(last=False)
             self.handle_call_response((reply is not None, None), node)
         return None if reply is None else reply.body
+
+    def is_silent(self, node: Node) -> bool:
+        """Whether it did not answer just now, so that it is not worth waiting for it again."""
+        until = self._silent.get((node.id, Address(node.ip, node.port)), 0.0)
+        return self.clock.monotonic() < until
 
     async def call_ping(self, node_to_ask: Node) -> tuple[bool, None]:
         return await self.ask(node_to_ask, wire.Ping()) is not None, None

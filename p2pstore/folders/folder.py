@@ -61,6 +61,7 @@ class Folder:
         self.unwatched: str | None = None  # why it is not watched although it is there
         self._parts = parts
         self._books = books = Books(entry.settings)
+        self._looked_at = asyncio.Event()
         self._is_busy = False  # what was taken out of `waiting` is not in a batch yet
         self._next_scan = 0.0
         self._next_presence = 0.0
@@ -100,6 +101,10 @@ class Folder:
     def is_scanned(self) -> bool:
         """Everything was looked at once since the folder was arrived at."""
         return self._looking.scanned
+
+    async def looked_at(self) -> None:
+        """Return when it was looked at once, or was found not to be there."""
+        await self._looked_at.wait()
 
     @property
     def waiting_for_room(self) -> str | None:
@@ -285,6 +290,7 @@ class Folder:
                     await self._watch()
                 finally:
                     await self._leave()
+            self._looked_at.set()
             await asyncio.sleep(PRESENCE_S)
 
     async def _arrive(self) -> bool:
@@ -389,6 +395,8 @@ class Folder:
             self._next_scan = now + _until_scan()
         self._is_busy = True
         await self._looking.look(root)
+        if self.is_scanned:
+            self._looked_at.set()
         if not self.is_paused:
             await self._conclude(root)
         while not self.is_paused and await self._batching.begin(root, group):

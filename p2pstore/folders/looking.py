@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 LOOKS_APART_S = 2.0  # while batches run: they make most of the hints
 LOOK_SHARE = 10  # ... and a large folder is not looked at for most of the time
 LOOKS_APART_MOST_S = 30.0
+FOUND_S = 0.05  # between two looks at which directories a scan has found
 OPENS_AT_A_TIME = 500  # directories watched before other work of the loop gets its turn
 
 # Why a protected file stays that is no reason to stay for good: the next look asks again.
@@ -73,14 +74,30 @@ class Looking:
         self._took = self._ended - began
 
     async def _look_at_all(self, root: Root, *, judge_anew: bool) -> None:
-        parts = self._parts
-        findings = await parts.in_thread(look_at_all, root, parts.catalog, self._row)
+        findings = await self._scan(root)
         self._books.surroundings = Surroundings(findings.repositories, findings.siblings)
         self.unread = [(u.path, u.error.strerror or "error") for u in findings.unread]
-        await self._watch_opens((b"", *findings.directories))
         await self._enter(root, findings)
         await self._requeue(judge_anew=judge_anew)
         self.scanned = True
+
+    async def _scan(self, root: Root) -> Findings:
+        """Opens are heard from each directory that was found: who opens a placeholder is not to
+        wait until a large folder was looked at."""
+        parts, findings, watched = self._parts, Findings(), 0
+        async with asyncio.TaskGroup() as group:
+            look = group.create_task(
+                parts.in_thread(look_at_all, root, parts.catalog, self._row, findings=findings)
+            )
+            is_everywhere = await self._watch_opens((b"",))
+            while not look.done() or watched < len(findings.directories):
+                await asyncio.wait([look], timeout=FOUND_S)
+                found = findings.directories[watched:]
+                watched += len(found)
+                is_everywhere = await self._watch_opens(found) and is_everywhere
+        if is_everywhere:
+            self.opens_unheard = ""
+        return findings
 
     async def _look_at(self, root: Root, paths: Sequence[bytes]) -> None:
         parts, books = self._parts, self._books
@@ -95,8 +112,9 @@ class Looking:
         await self._watch_opens(findings.directories)
         await self._enter(root, findings)
 
-    async def _watch_opens(self, directories: Sequence[bytes]) -> None:
-        """Hear of opens in these directories; beyond the system's limit only `hydrate` works."""
+    async def _watch_opens(self, directories: Sequence[bytes]) -> bool:
+        """Hear of opens in these directories; False beyond the system's limit, where only
+        `hydrate` works."""
         for start in range(0, len(directories), OPENS_AT_A_TIME):
             try:
                 for directory in directories[start : start + OPENS_AT_A_TIME]:
@@ -105,9 +123,9 @@ class Looking:
                 if not self.opens_unheard:
                     log.warning("%s: opens are not noticed everywhere: %s", self._path, exc)
                 self.opens_unheard = str(exc)
-                return
+                return False
             await asyncio.sleep(0)
-        self.opens_unheard = ""
+        return True
 
     async def _enter(self, root: Root, findings: Findings) -> None:
         parts, books = self._parts, self._books

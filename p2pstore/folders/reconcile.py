@@ -52,13 +52,23 @@ def disk_name(path: bytes, state: str) -> bytes:
     return path + SUFFIX if state == State.PLACEHOLDER else path
 
 
-def look_at_all(root: Root, catalog: Catalog, folder: int, *, below: bytes = b"") -> Findings:
-    """A scan of the folder, or of the directory `below`; what is missing is told for it alone."""
+def look_at_all(
+    root: Root,
+    catalog: Catalog,
+    folder: int,
+    *,
+    below: bytes = b"",
+    findings: Findings | None = None,
+) -> Findings:
+    """A scan of the folder, or of the directory `below`; what is missing is told for it alone.
+
+    Given empty `findings`, it fills these: their directories are good from the moment they appear.
+    """
     known = {
         (row[0] + SUFFIX if row[5] == State.PLACEHOLDER else row[0]): row
         for row in catalog.view(lambda db: list(files.identities(db, folder, below)))
     }
-    findings = Findings()
+    findings = Findings() if findings is None else findings
     for seen in scan(root.fd, below=below):
         if isinstance(seen, Unread):
             findings.unread.append(seen)

@@ -69,6 +69,10 @@ class Folders:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
 
+    async def looked_at(self) -> None:
+        """Return when each folder was looked at once, or was found not to be there."""
+        await asyncio.gather(*(folder.looked_at() for folder in self.all()))
+
     def _watch(self, entry: WatchedFolder) -> Folder:
         path = os.fsencode(entry.path)
         settings = msgspec.msgpack.encode(entry.settings)
@@ -278,6 +282,7 @@ class Folders:
 
     async def recovered(self, folder: Folder) -> None:
         """Everything lies in its place: watch it from now on."""
+        folder.losses.forget()  # looks met it half laid out: that was no change of somebody's
         await self._set_paused(folder, "")
         folder.ask_rescan("recovered")
 

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from p2pstore.clock import Clock
 from p2pstore.content import Head, Kind, decode_head, head_order, verify_head
@@ -53,6 +53,7 @@ from p2pstore.store import (
     State,
     blocks,
     copies,
+    dying,
     files,
     folders,
     holders,
@@ -71,6 +72,7 @@ SETTLE_LOOK_S = 0.5
 SETTLE_ROUNDS = 5
 ASLEEP_S = 600.0  # without a look around: longer than any turn of `replicate`
 UPLOAD_KEPT_S = 7 * 86400.0  # a half-received bundle that nobody goes on with
+LEFTOVER = "no file needs it any more: it goes by itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,13 @@ class Swarm:
     words_confirmed: Callable[[], bool]
     carriers: Callable[[], Sequence[NodeId]] = tuple  # what stands for each ...
     lettered: Callable[[], Sequence[NodeId]] = tuple  # ... and of those that keep letters
+
+
+class _Asked(NamedTuple):
+    """What an eviction is about, and what only waits to be collected."""
+
+    rows: list[BundleRow]
+    leftovers: list[BundleRow]
 
 
 class Maintenance:
@@ -390,7 +399,7 @@ class Maintenance:
         return sum(self._ledger.lacking_bytes(world, link.node_id) for link in self._swarm.links())
 
     def _may_all_go(self, evictor: Evictor, paths: Sequence[str]) -> bool:
-        rows = self._bundles_below(paths)
+        rows = self._asked(paths).rows
         pages = (rows[start : start + 64] for start in range(0, len(rows), 64))
         return not any(any(evictor.why(page)) for page in pages)
 
@@ -399,15 +408,16 @@ class Maintenance:
         if self.evictor is None:
             raise UsageError("Nothing can be evicted while the node does not run.")
         await self.settle(progress, partial(self._may_all_go, self.evictor, paths))
-        rows = await in_thread(self._pool, self._bundles_below, paths)
-        total = sum(row.bytes for row in rows)
+        asked = await in_thread(self._pool, self._asked, paths)
+        total = sum(row.bytes for row in asked.rows)
 
         def tell(freed: Freed) -> None:
             progress({"stage": "evict", "bytes": freed.bytes, "bytes_total": total})
 
-        freed = await self.evictor.evict(rows, tell)
+        freed = await self.evictor.evict(asked.rows, tell)
         return {
             "freed_bytes": freed.bytes,
+            "leftover_bytes": sum(row.bytes for row in asked.leftovers),
             "waiting": [
                 {"reason": reason, "bytes": size, "files": count}
                 for reason, (count, size) in sorted(freed.waiting.items())
@@ -418,10 +428,11 @@ class Maintenance:
         """For each local data bundle of these paths, what is missing before it may go."""
         if self.evictor is None:
             raise UsageError("Nothing can be evicted while the node does not run.")
-        rows = self._bundles_below(paths)
+        rows, leftovers = self._asked(paths)
         evictable = 0
         lines: list[dict[str, Any]] = []
-        for row, missing in zip(rows, self.evictor.why(rows), strict=True):
+        reasons = [*self.evictor.why(rows), *([LEFTOVER] for _ in leftovers)]
+        for row, missing in zip([*rows, *leftovers], reasons, strict=True):
             if not missing:
                 evictable += row.bytes
                 continue
@@ -435,10 +446,11 @@ class Maintenance:
             )
         return {"evictable_bytes": evictable, "bundles": lines}
 
-    def _bundles_below(self, paths: Sequence[str]) -> list[BundleRow]:
-        """The sealed local data bundles that files at or below these paths need."""
+    def _asked(self, paths: Sequence[str]) -> _Asked:
+        """The sealed local data bundles that files at or below these paths need; without paths all,
+        and apart from them those that wait to be collected, which is no eviction."""
 
-        def look(db: sqlite3.Connection) -> list[BundleRow]:
+        def look(db: sqlite3.Connection) -> _Asked:
             if not paths:
                 rows: list[BundleRow] = []
                 after = 0
@@ -449,11 +461,15 @@ class Maintenance:
                 ids = [row.id for path in paths for row in _files_below(db, path)]
                 numbers = sorted(blocks.bundles_of_files(db, ids))
                 rows = [row for n in numbers if (row := blocks.by_rowid(db, n)) is not None]
-            return [
+            rows = [
                 row
                 for row in rows
                 if row.own and row.kind == Kind.DATA and row.state == BundleState.SEALED
             ]
+            left = dying.leftovers(db, [row.id for row in rows])
+            return _Asked(
+                [row for row in rows if row.id not in left], [row for row in rows if row.id in left]
+            )
 
         return self._catalog.view(look)
 

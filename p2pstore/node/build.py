@@ -199,6 +199,7 @@ class Node:
             self.network.share_finder, self.source, pool=self.seal_pool, clock=self.clock
         )
         self.uploads = Uploads(self.home.path, self.network.places.one, pool=self.seal_pool)
+        self._ask_what_others_keep: Callable[[], None] = lambda: None
         self._add_loops()
         self.folders = self._make_folders()
         self.opening = Opening(
@@ -398,7 +399,8 @@ class Node:
     def _add_loops(self) -> None:
         loops = self.maintenance.loops
         if rebuild_state(self.catalog) is not None:
-            loops.add("complete", Completing(self).turn, period_s=LATE_S)
+            completing = loops.add("complete", Completing(self).turn, period_s=LATE_S)
+            self._ask_what_others_keep = completing.wake
         loops.add("audit", self.maintenance.auditor.turn, period_s=AUDIT_S)
         loops.add("renew", self.renewer.turn, period_s=RENEW_S)
         loops.add("repair", self.repairer.turn, period_s=REPAIR_S)
@@ -529,6 +531,7 @@ class Node:
         self.maintenance.linked(node_id)
         self.handing.linked(node_id)
         self.mover.linked()
+        self._ask_what_others_keep()
 
     # -- what frontends ask -----------------------------------------------------------------------
 

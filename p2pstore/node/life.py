@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ import msgspec
 
 from p2pstore import config as settings
 from p2pstore import sdnotify
-from p2pstore.config import Address, Config
+from p2pstore.config import Config
 from p2pstore.errors import Busy, P2PStoreError, Unavailable, UsageError
 from p2pstore.home import Home
 from p2pstore.leases import LeaseKeeper
@@ -39,14 +39,14 @@ from p2pstore.members import (
 from p2pstore.node import recovering
 from p2pstore.node.build import Node, Progress
 from p2pstore.node.control import NodeControl
-from p2pstore.node.recovering import lay_out_until_done
-from p2pstore.node.seeking import PATIENCE_S
+from p2pstore.node.recovering import Wishes, lay_out_until_done
 from p2pstore.syscalls import keep_freed_memory, raise_descriptor_limit
 
 log = logging.getLogger(__name__)
 
 MIN_DESCRIPTORS = 640  # 512 for peers, store and watches, the rest for leased files
 STOP_S = 10.0  # SIGTERM ends safely within this
+FIRST_LOOK_S = 5.0  # some hundred thousand files; what waits for this node waits no longer
 RESTART_S = 0.3  # the answer to the command that caused it goes out first
 SWITCH_S = 0.001  # a lease must be given up within 50 ms, whatever Python threads are busy
 # A batch makes tens of thousands of objects and no cycles; by default each would be walked over and
@@ -128,32 +128,11 @@ def run(config: Config, path: Path, frontend: MakeFrontend) -> int:
 
 
 def recover(
-    config: Config,
-    path: Path,
-    ask_words: Callable[[], str],
-    progress: Progress,
-    *,
-    name: str | None = None,
-    bootstrap: Sequence[Address] = (),
-    to: Path | None = None,
-    patience_s: float = PATIENCE_S,
-    placeholders_only: bool = False,
+    config: Config, path: Path, ask_words: Callable[[], str], wishes: Wishes, progress: Progress
 ) -> dict[str, Any]:
     """Everything back from the 24 words, into a new HOME; see `recovering.recover`."""
     tune()
-    return asyncio.run(
-        recovering.recover(
-            config,
-            path,
-            ask_words,
-            progress,
-            name=name,
-            bootstrap=bootstrap,
-            to=to,
-            patience_s=patience_s,
-            placeholders_only=placeholders_only,
-        )
-    )
+    return asyncio.run(recovering.recover(config, path, ask_words, wishes, progress))
 
 
 class _Running:
@@ -167,6 +146,7 @@ class _Running:
         self._turn = asyncio.Event()  # this life ends
         self._ends = False  # and no other one follows
         self._is_served = False
+        self._is_announced = False
         self._rebuild: tuple[Progress, asyncio.Future[Rebuilt]] | None = None
 
     async def serve(self) -> None:
@@ -202,8 +182,7 @@ class _Running:
             try:
                 self._control.node = node
                 await self._serve_frontends(node)
-                log.info("Listening for other nodes at %s, TCP and UDP.", node.listening)
-                sdnotify.notify("READY=1")
+                tasks.append(group.create_task(self._say_ready(node)))
                 await _until(self._turn)
             finally:
                 self._control.node = None
@@ -220,9 +199,20 @@ class _Running:
             self._is_served = True
             ui = self._config.ui
             await self._frontend.start(None if ui is None else (ui.host, ui.port))
-            if self._frontend.ui is not None:
-                print(f"Access at: {self._frontend.ui}", flush=True)
         node.ui = self._frontend.ui
+
+    async def _say_ready(self, node: Node) -> None:
+        """When whoever opens a placeholder is heard; commands are answered before that."""
+        try:
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await node.folders.looked_at()
+        except TimeoutError:
+            log.info("Large folders are being looked at; until then not every open is noticed.")
+        log.info("Listening for other nodes at %s, TCP and UDP.", node.listening)
+        if node.ui is not None and not self._is_announced:
+            self._is_announced = True
+            print(f"Access at: {node.ui}", flush=True)
+        sdnotify.notify("READY=1")
 
     # -- asked by signals and by the control interface --------------------------------------------
 

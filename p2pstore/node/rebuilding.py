@@ -7,12 +7,11 @@ a bundle that only they keep is known again then, and so are heads that only the
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
-from p2pstore.errors import P2PStoreError
+from p2pstore.errors import P2PStoreError, PeerUnreachable
 from p2pstore.ids import NodeId, short
 from p2pstore.maintenance import (
     Completed,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 3.0  # between two looks while nobody has been asked
+GATHER_S = 3.0  # for the others, once one is there; between two looks while nobody is
 LATE_S = 30.0  # ... and for who was away then
 RETRY_S = 600.0  # what could not be read may be to be had by now
 
@@ -40,6 +39,7 @@ class Completing:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._since: float | None = None  # somebody is connected, others are waited for
         self._again = False  # something could not be read: everybody is asked once more
 
     async def turn(self, loop: Loop) -> float:
@@ -52,12 +52,20 @@ class Completing:
         known = set() if self._again else set(state.asked)
         connected = {link.node_id for link in node.network.holders()}
         if not connected - known and (others or not state.pending):
+            self._since = None
             return GATHER_S if state.pending else LATE_S
-        if others and state.pending:
-            await asyncio.sleep(GATHER_S)  # devices that come back together are asked together
-            connected = {link.node_id for link in node.network.holders()}
+        if state.pending and not others <= connected:
+            # Devices that come back together are asked together; each link that comes wakes us.
+            now = node.clock.monotonic()
+            self._since = now if self._since is None else self._since
+            if now < self._since + GATHER_S:
+                return self._since + GATHER_S - now
+        self._since = None
         loop.say("asks what others keep", len(known & others), len(others))
-        done = await ask(node, connected - known, loop.say)
+        try:
+            done = await ask(node, connected - known, loop.say)
+        except PeerUnreachable:  # gone again, as who has just joined is until his node runs
+            return GATHER_S if state.pending else LATE_S
         node.maintenance.rebuilding = False
         node.completed.set()
         if done.missing:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,23 @@ Json = dict[str, Any]
 Progress = Callable[[Json], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """How an owner wants everything back."""
+
+    name: str | None = None  # of this device
+    bootstrap: tuple[Address, ...] = ()  # nodes that may know, beside those of the configuration
+    to: Path | None = None  # folders come back below it, not where they were
+    patience_s: float = PATIENCE_S  # for the first holder to answer
+    placeholders_only: bool = False
+
+
 async def from_words(
-    home: Home,
-    words: str,
-    config: Config,
-    progress: Progress,
-    *,
-    name: str | None,
-    to: Path | None,
-    patience_s: float,
+    home: Home, words: str, config: Config, wishes: Wishes, progress: Progress
 ) -> Recovered:
     """The first half: find holders, write HOME. The caller has HOME's lock."""
     clock = SystemClock()
-    name = name or config.name or default_name()
+    name = wishes.name or config.name or default_name()
     try:
         root_of(words)
     except UsageError as exc:
@@ -73,9 +78,9 @@ async def from_words(
     recovery = Recovery(home, words, name=name, network=config.network, now=clock.wall())
     home.make_directory()
     book = PeerBook(home.path / "peers.json")
-    await seek(recovery, words, config, book, clock, progress, patience_s=patience_s)
+    await seek(recovery, words, config, book, clock, progress, patience_s=wishes.patience_s)
     book.save()
-    return await asyncio.to_thread(recovery.settle, Places(home.path, to).choose)
+    return await asyncio.to_thread(recovery.settle, Places(home.path, wishes.to).choose)
 
 
 class Places:
@@ -219,33 +224,21 @@ def _failure(path: bytes, exc: P2PStoreError) -> Json:
 
 
 async def recover(
-    config: Config,
-    path: Path,
-    ask_words: Callable[[], str],
-    progress: Progress,
-    *,
-    name: str | None = None,
-    bootstrap: Sequence[Address] = (),
-    to: Path | None = None,
-    patience_s: float = PATIENCE_S,
-    placeholders_only: bool = False,
+    config: Config, path: Path, ask_words: Callable[[], str], wishes: Wishes, progress: Progress
 ) -> Json:
     """All of it. `ask_words` is called when HOME has no identity yet."""
-    config = msgspec.structs.replace(config, bootstrap=(*config.bootstrap, *bootstrap))
+    config = msgspec.structs.replace(config, bootstrap=(*config.bootstrap, *wishes.bootstrap))
     home = Home(path)
     with home.locked():
         left: tuple[tuple[str, str], ...] = ()
         as_of: dict[str, float] = {}
         if not is_recovering(home):
-            words = ask_words()
-            made = await from_words(
-                home, words, config, progress, name=name, to=to, patience_s=patience_s
-            )
+            made = await from_words(home, ask_words(), config, wishes, progress)
             left = made.left
             as_of = {f.path: then for f, then in zip(made.folders, made.as_of, strict=True)}
         node = await asyncio.to_thread(Node, home, config)
         try:
-            done = await _with_node(node, progress, placeholders_only=placeholders_only)
+            done = await _with_node(node, wishes, progress)
         except ExceptionGroup as errors:
             raise _first(errors) from errors
         for line in done["folders"]:
@@ -253,11 +246,11 @@ async def recover(
         return {**done, "left": [{"name": name, "device": device} for name, device in left]}
 
 
-async def _with_node(node: Node, progress: Progress, *, placeholders_only: bool) -> Json:
+async def _with_node(node: Node, wishes: Wishes, progress: Progress) -> Json:
     async with node.running():
         failed_to_lay = await lay_out(node, progress)
         failed = [*failed_to_lay]
-        if not placeholders_only:
+        if not wishes.placeholders_only:
             failed += await bring_back(node, progress)
         if not failed_to_lay:
             await in_thread(node.pool, recovered, node.home)

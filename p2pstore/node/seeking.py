@@ -2,7 +2,8 @@
 
 Three ways at once: the addresses that the user names, nodes in the local network, and the DHT,
 where holders announce themselves under a tag that the words give. Whoever answers tells of more.
-Ends a few seconds after the last one that had something new to say, because the newest state and
+Ends when all that could be found were asked. Where somebody may turn up later (the local network),
+it ends a few seconds after the last one that had something new to say, because the newest state and
 heads may be with another one.
 """
 
@@ -12,7 +13,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from nacl.signing import SigningKey
@@ -52,6 +53,8 @@ class Seeker:
         self._dialled: set[NodeId] = set()
         self._free = asyncio.Semaphore(AT_ONCE)
         self._news, self._looked = asyncio.Event(), asyncio.Event()
+        self._meetings: set[asyncio.Task[None]] = set()  # whoever is being asked just now
+        self._discovers = False
         self._asked = 0
         self.answered: list[str] = []
         self._group: asyncio.TaskGroup | None = None
@@ -63,11 +66,9 @@ class Seeker:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                tasks = [
-                    group.create_task(self._named()),
-                    group.create_task(self._ask_dht(dht)),
-                ]
+                tasks = [self._start(self._named()), group.create_task(self._ask_dht(dht))]
                 discovery = await self._discover()
+                self._discovers = discovery is not None
                 await self._wait(patience_s)
                 for task in tasks:
                     task.cancel()
@@ -84,7 +85,18 @@ class Seeker:
         await _comes(self._looked, LOOK_S)  # whom the DHT names may know of something newer
         while self._news.is_set():
             self._news.clear()
-            await _comes(self._news, GATHER_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_S):
+                    await self._more()
+
+    async def _more(self) -> None:
+        """Return when there are news, or when nobody is left who may have some."""
+        news = asyncio.ensure_future(self._news.wait())
+        try:
+            while not news.done() and (self._meetings or self._discovers):
+                await asyncio.wait({news, *self._meetings}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
 
     # -- ways -------------------------------------------------------------------------------------
 
@@ -112,19 +124,21 @@ class Seeker:
         return ipaddress.ip_address(self._config.listen.host).is_loopback
 
     async def _ask_dht(self, dht: Dht) -> None:
-        tag = self._recovery.tag
         ways_in = [(address.host, address.port) for address in self._config.bootstrap]
         await dht.start(self._config.listen.host, 0, ways_in)
         while True:
-            try:
-                found = await dht.providers([tag])
-            except P2PStoreError as exc:
-                log.debug("The DHT could not be asked: %s", exc)
-            else:
-                for record in found.get(tag, ()):
-                    self._try(record.node_id, record.addresses)
+            await self._start(self._look(dht))
             self._looked.set()
             await asyncio.sleep(LOOK_S)
+
+    async def _look(self, dht: Dht) -> None:
+        try:
+            found = await dht.providers([self._recovery.tag])
+        except P2PStoreError as exc:
+            log.debug("The DHT could not be asked: %s", exc)
+            return
+        for record in found.get(self._recovery.tag, ()):
+            self._try(record.node_id, record.addresses)
 
     async def _discover(self) -> Discovery | None:
         if not self._config.mdns or self._is_loopback():
@@ -143,7 +157,14 @@ class Seeker:
         is_new = node_id not in self._dialled and len(self._dialled) < MAX_MET
         if self._group is not None and is_new:
             self._dialled.add(node_id)
-            self._group.create_task(self._meet_any(node_id, addresses))
+            self._start(self._meet_any(node_id, addresses))
+
+    def _start(self, meeting: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        assert self._group is not None
+        task = self._group.create_task(meeting)
+        self._meetings.add(task)
+        task.add_done_callback(self._meetings.discard)
+        return task
 
     async def _meet_any(self, node_id: NodeId, addresses: Sequence[Address]) -> None:
         async with self._free:

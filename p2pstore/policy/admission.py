@@ -7,9 +7,17 @@ Who holds for me may store with me. A friend may use what the owner of this node
 and beyond it as much as that friend has proved to hold for us, up to what that friend offers. If it
 lets our bundles go, it can put nothing new here; what it has here already stays: its lease was
 promised.
+
+Below keep_free a holder asks owners to place elsewhere what it keeps for them (`relief`). So a new
+bundle must leave some room above that: otherwise a disk that swings around keep_free would be given
+back what it has just got rid of, again and again.
 """
 
 from __future__ import annotations
+
+# Of keep_free, which says how much this owner thinks comes and goes on this disk.
+MARGIN_PART = 8
+MARGIN_MOST = 256 << 20  # sixteen whole bundles; that of the smallest default of keep_free
 
 
 def admit_put(size: int, offer: int, used_by_group: int, free: int, keep_free: int) -> str | None:
@@ -23,9 +31,14 @@ def admit_put(size: int, offer: int, used_by_group: int, free: int, keep_free: i
         return "no room is offered to this group"
     if used_by_group + size > offer:
         return "beyond the offer"
-    if free - size < keep_free:
+    if free - size < keep_free + (margin(keep_free) if size else 0):
         return "the disk is nearly full"
     return None
+
+
+def margin(keep_free: int) -> int:
+    """Bytes above `keep_free` that a new bundle leaves free."""
+    return min(keep_free // MARGIN_PART, MARGIN_MOST)
 
 
 def offer_to_friend(*, granted: int, proved_bytes: int, their_offer: int) -> int:

@@ -99,6 +99,16 @@ def is_needed(db: sqlite3.Connection, bundle: int) -> bool:
     return is_pinned(db, bundle) or bool(db.execute(query, (bundle,)).fetchone()[0])
 
 
+def leftovers(db: sqlite3.Connection, bundles: Sequence[int]) -> set[int]:
+    """Those that no present file needs and nothing else keeps: they go by themselves, in time."""
+    query = (
+        "SELECT b.id FROM bundles b WHERE b.id IN ({keys})"
+        " AND NOT EXISTS (SELECT 1 FROM file_bundles WHERE bundle=b.id)"
+        f" AND NOT EXISTS (SELECT 1 FROM roots WHERE bundle=b.id AND root NOT GLOB '{SUPERSEDED}*')"
+    )
+    return {bundle for (bundle,) in rows_in(db, query, bundles)}
+
+
 def references(db: sqlite3.Connection, bundles: Sequence[int]) -> dict[int, set[int]]:
     """file -> those of the bundles that it needs."""
     found: dict[int, set[int]] = {}

@@ -84,6 +84,13 @@ def test_evict_lists_several_reasons(line, served):
     assert served.asked("evict") == [{"paths": []}]
 
 
+def test_evict_says_what_goes_by_itself_and_has_done_all(line, served):
+    served.answers["evict"] = {"freed_bytes": 1_000, "waiting": [], "leftover_bytes": 5_000}
+    ran = line("evict")
+    assert (ran.code, ran.out) == (0, "1.0 kB freed\n")
+    assert ran.err == "5.0 kB that no file needs any more go by themselves, in time.\n"
+
+
 def test_evict_why_drops_nothing(line, served):
     served.answers["evict_why"] = {
         "evictable_bytes": 16,

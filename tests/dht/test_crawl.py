@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from p2pstore.dht import DhtSettings
 from p2pstore.dht import datagram as wire
 from p2pstore.dht.address import Address, pack_contacts
 from p2pstore.dht.crawl import MAX_QUESTIONS, region_bits, regions
+from p2pstore.dht.protocol import SILENT_S, TRIES_S
 from p2pstore.ids import PublicKey, node_id_of
+from tests.dht.conftest import home_of
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,27 @@ def test_a_liar_who_tells_of_dead_nodes_delays_and_hides_nothing(sim: Any) -> No
         found = await nodes[9]._server.nearest(target)
         assert {n.id for n in found} == {n.node_id for n in nodes[:9]}
         assert sim.loop.time() - begun < 15
+
+    sim.run(story())
+
+
+def test_who_did_not_answer_just_now_is_not_waited_for_again(sim: Any) -> None:
+    """A device that is off is told of by all others, and each look-up would wait for it."""
+
+    async def story() -> None:
+        nodes = await sim.swarm(5)
+        sim.vanish(nodes[2])
+        server, target = nodes[4]._server, Node(b"t" * 20)
+        others = {n.node_id for n in (nodes[0], nodes[1], nodes[3])}
+        begun = sim.loop.time()
+        assert {n.id for n in await server.nearest(target)} == others
+        assert sim.loop.time() - begun > sum(TRIES_S) - 0.1
+        begun = sim.loop.time()
+        assert {n.id for n in await server.nearest(target)} == others
+        assert sim.loop.time() - begun < 0.5
+        sim.sockets[home_of(nodes[2])] = nodes[2]._server.transport
+        await asyncio.sleep(SILENT_S)
+        assert {n.id for n in await server.nearest(target)} == {*others, nodes[2].node_id}
 
     sim.run(story())
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
-from p2pstore.folders import batching
+from p2pstore.clock import SystemClock
+from p2pstore.folders import batching, looking
 from p2pstore.placement import UNWRITABLE, Root
 from p2pstore.store import State, blocks, files
-from p2pstore.watch import Seen
-from tests.faults.world import Oracle
+from p2pstore.watch import OpenWatcher, Seen
+from tests.faults.world import Oracle, World
 from tests.folders.conftest import Watched
 
 
@@ -23,6 +26,32 @@ async def test_files_are_replaced_and_their_trash_is_emptied(watched: Watched) -
         made.write(name, name.encode())
     await watched.until(lambda: made.names() == {b"one.f", b"below/two.f"})
     await watched.until(lambda: not made.waiting())
+
+
+async def test_an_open_is_heard_while_the_first_look_goes_on(
+    made: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at a million files takes a while; what was seen at its begin works at once."""
+    made.write("early/note", b"content")
+    is_heard = threading.Event()
+    look_at_all = looking.look_at_all
+
+    def slow(*args: Any, **options: Any) -> Any:
+        found = look_at_all(*args, **options)
+        assert is_heard.wait(20), "nobody heard of it before the look had ended"
+        return found
+
+    monkeypatch.setattr(looking, "look_at_all", slow)
+    async with OpenWatcher(SystemClock()) as opens:
+        running = Watched(made, opens)
+        await running.until(lambda: opens.directories == 2)
+        made.at("early/note").read_bytes()
+        opened = await anext(opens)
+        is_heard.set()
+        assert opened.path == b"early/note"
+        await running.folder.looked_at()
+        assert running.folder.is_scanned
+        await running.stop()
 
 
 async def test_moved_placeholder_takes_its_file_along(watched: Watched) -> None:

@@ -7,6 +7,7 @@ whole copies stay: whoever unlinks must have been told by enough others that the
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
 import shutil
 from typing import Any
@@ -102,28 +103,47 @@ async def test_all_at_once(group: Group, number: int, low: int) -> None:
     assert sum(freed) <= len(rows) * (number - low)
 
 
+class Pauses:
+    """Pauses in a time of their own, against which an attempt is short: when everybody pauses or is
+    done, the one whose pause ends first wakes, alone."""
+
+    def __init__(self, awake: int) -> None:
+        self._awake = awake
+        self._now = 0.0
+        self._asleep: list[tuple[float, int, asyncio.Event]] = []
+
+    async def pause(self, seconds: float) -> None:
+        wakes = asyncio.Event()
+        heapq.heappush(self._asleep, (self._now + seconds, len(self._asleep), wakes))
+        self.done()
+        await wakes.wait()
+
+    def done(self) -> None:
+        self._awake -= 1
+        if not self._awake and self._asleep:
+            self._now, _, wakes = heapq.heappop(self._asleep)
+            self._awake += 1
+            wakes.set()
+
+
 async def test_a_storm_of_busy_ends(group: Group) -> None:
-    """All give up, pause for different times, and then as many go as may."""
+    """All begin at once; who gives up pauses for a time of its own, and as many go as may."""
     rows = await sharing(group, 4, low=2)
     broken = watch(group, 2)
-    dice = random.Random(4)
+    pauses = Pauses(awake=4)
 
-    for device in group.nodes:
+    async def one(device: Device) -> int:
+        device.at_pause = lambda: pauses.pause(device.pauses[-1])
+        freed = await device.evictor.evict([row_at(device, rows[0].bundle_id)], lambda _: None)
+        pauses.done()
+        return freed.bundles
 
-        async def pause() -> None:
-            for _ in range(dice.randrange(2000)):
-                await asyncio.sleep(0)
+    freed = await asyncio.gather(*(one(device) for device in group.nodes))
 
-        device.at_pause = pause
-
-    async def until_it_stays(device: Device) -> None:
-        for _ in range(6):
-            await device.evictor.evict([row_at(device, rows[0].bundle_id)], lambda _: None)
-
-    await asyncio.gather(*(until_it_stays(device) for device in group.nodes))
-
+    assert any(device.pauses for device in group.nodes), "it was a storm"
     assert not broken
-    assert group.copies_of(rows[0].bundle_id) == 2, "two could go, and two did"
+    assert sum(freed) == 2, "two could go, and two did"
+    assert group.copies_of(rows[0].bundle_id) == 2
 
 
 async def test_busy_of_one_holder_is_tried_again(group: Group) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -51,20 +51,23 @@ def root_of(world: World) -> set[int]:
     return {row[0] for row in world.catalog.read(query, (index_root(world.folder_id),))}
 
 
-def place() -> bytes:
-    ref = BundleRef(BundleId(os.urandom(32)), Tag(os.urandom(20)))
-    return msgspec.msgpack.encode((ref, Entry(BlockId(os.urandom(32)), 0, os.urandom(32), 0, 900)))
+def place(dice: random.Random) -> bytes:
+    some = dice.randbytes
+    ref = BundleRef(BundleId(some(32)), Tag(some(20)))
+    return msgspec.msgpack.encode((ref, Entry(BlockId(some(32)), 0, some(32), 0, 900)))
 
 
 def add_rows(world: World, names: list[str], *, listed: bool = True) -> None:
+    """The same for the same names: where an index is cut comes from what stands in it."""
+    dice = random.Random(names[0])
     rows = [
         FileRow(
             world.row,
             name.encode(),
             State.PROTECTED,
-            file_id=os.urandom(16),
-            hash=os.urandom(32),
-            manifest_ref=place() if listed else b"",
+            file_id=dice.randbytes(16),
+            hash=dice.randbytes(32),
+            manifest_ref=place(dice) if listed else b"",
         )
         for name in names
     ]

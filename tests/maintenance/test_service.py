@@ -269,6 +269,20 @@ async def test_evict_settles_first_and_then_frees(group: Group) -> None:
     assert group.copies_of(filed.data.bundle_id) == 2
 
 
+async def test_what_waits_to_be_collected_was_not_asked_for(group: Group) -> None:
+    k = await keeper(group)
+    filed = k.device.protect("one")
+    leftover = k.device.bundle("of an ingest that ended without naming it")
+    async with k:
+        result = await k.maintenance.evict([], lambda _: None)
+        (line,) = k.maintenance.why([])["bundles"]
+    assert result["freed_bytes"] == filed.data.bytes, result
+    assert result["waiting"] == []
+    assert result["leftover_bytes"] == leftover.bytes
+    assert line["bundle"] == leftover.bundle_id.hex()
+    assert line["missing"] == ["no file needs it any more: it goes by itself"]
+
+
 async def test_evict_does_not_wait_for_a_slow_holder(group: Group) -> None:
     k = await keeper(group, 4)
     filed = k.device.protect("one")

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from nacl.signing import SigningKey
@@ -33,6 +33,12 @@ def asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def silent(_: dict[str, Any]) -> None:
     return None
+
+
+class Linked(NamedTuple):
+    """A link, as far as it is asked whose it is."""
+
+    node_id: NodeId
 
 
 def admit(node: Node, name: str) -> None:
@@ -260,6 +266,26 @@ async def test_only_other_key_holder_stays_until_words_are_confirmed(place: Plac
         done = await leave(node, None, silent)
         assert "Beside nas only this device" in done["reasons"][0]
         admit(node, "phone")
+        assert (await leave(node, None, silent))["left"]
+
+
+async def test_who_joined_a_moment_ago_is_asked_for_before_it_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device that let the third one in knows of it; its word may still be on its way here."""
+    async with place.running() as node:
+        admit(node, "nas")
+        (place.home.path / "words.txt").unlink()
+        (nas,) = node.group.others()
+        links = [Linked(nas), Linked(HOLDER)]
+        monkeypatch.setattr(node.network, "devices", lambda: links)
+
+        async def pull(other: NodeId) -> None:
+            if other == HOLDER:
+                raise PeerUnreachable("it is asleep")
+            admit(node, "phone")
+
+        monkeypatch.setattr(node.network, "pull", pull)
         assert (await leave(node, None, silent))["left"]
 
 

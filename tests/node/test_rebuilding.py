@@ -121,6 +121,44 @@ async def test_what_only_a_late_holder_keeps_is_found(around: Around) -> None:
     assert around.questions == before, "nobody is asked twice"
 
 
+async def test_who_is_there_is_not_waited_for(
+    around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "GATHER_S", 3600.0)
+    around.connected = {A, B}
+    async with asyncio.timeout(20):
+        await around.turn(around.begin())
+    assert around.node.completed.is_set()
+
+
+async def test_who_comes_a_moment_later_is_asked_together_with_the_first(
+    around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "GATHER_S", 3.0)
+    completing = around.begin()
+    around.connected = {A}
+    assert await around.turn(completing) == 3.0
+    around.world.clock.advance(1.0)
+    assert await around.turn(completing) == 2.0, "another link woke it, not the last one"
+    assert not around.questions
+    around.connected = {A, B}
+    await around.turn(completing)
+    assert set(around.questions) == {A, B}
+    assert around.node.completed.is_set()
+
+
+async def test_who_does_not_come_is_waited_for_a_moment_only(
+    around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "GATHER_S", 3.0)
+    completing = around.begin()
+    around.connected = {A}
+    await around.turn(completing)
+    around.world.clock.advance(3.0)
+    await around.turn(completing)
+    assert set(around.questions) == {A}
+
+
 async def test_a_restart_does_not_forget_who_is_still_to_be_asked(around: Around) -> None:
     around.connected = {A}
     await around.turn(around.begin())
@@ -147,8 +185,8 @@ async def test_who_went_while_it_was_asked_is_asked_again(around: Around) -> Non
 async def test_when_nobody_answers_nothing_is_over(around: Around) -> None:
     completing = around.begin()
     around.connected = around.unreachable = {A, B}
-    with pytest.raises(PeerUnreachable):
-        await around.turn(completing)
+    assert await around.turn(completing) == rebuilding.GATHER_S, "it is tried again soon"
+    assert not around.node.completed.is_set()
     assert rebuild_state(around.world.catalog).pending  # type: ignore[union-attr]
 
 

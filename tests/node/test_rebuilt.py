@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from nacl.signing import SigningKey
+
+from p2pstore.ids import NodeId, PublicKey
+from p2pstore.keys import Role
+from p2pstore.maintenance import Holding
+from p2pstore.node import rebuilding
 from p2pstore.node.build import Node
 from p2pstore.store import BundleState, State, files
 from tests.node.conftest import CONTENTS, Place
@@ -92,3 +103,50 @@ async def test_index_written_after_a_rebuild_names_everything(place: Place) -> N
         assert set(states(node)) == {os.fsencode(name) for name in CONTENTS}
         lost = node.catalog.read("SELECT 1 FROM bundles WHERE state=?", (BundleState.LOST,))
         assert lost == []
+
+
+class Forgetful:
+    """A holder that keeps nothing."""
+
+    async def get_heads(self, holder: NodeId) -> Any:
+        return SimpleNamespace(heads=())
+
+    async def holdings(self, holder: NodeId) -> AsyncIterator[Holding]:
+        for holding in ():
+            yield holding
+
+
+async def test_who_links_is_asked_at_once_what_it_keeps(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recovery waits for the answer, and is not to wait for the next look as well."""
+    monkeypatch.setattr(rebuilding, "GATHER_S", 3600.0)
+    async with place.running() as node:
+        await place.filled(node)
+        admin = node.home.admin()
+        assert admin is not None
+        nas = PublicKey(bytes(SigningKey.generate().verify_key))
+        node.group.admit(nas, Role.DEVICE, "nas", signer=admin, now=node.clock.wall())
+    lose_catalog(place)
+    async with place.running() as node, asyncio.timeout(20):
+        while not any(
+            r.name == "complete" and r.last_run for r in node.maintenance.loops.reports()
+        ):
+            await asyncio.sleep(0)
+        (other,) = node.group.others()
+        node.pusher = Forgetful()  # type: ignore[assignment]
+        monkeypatch.setattr(node.network, "holders", lambda: [SimpleNamespace(node_id=other)])
+        node._linked(other)
+        await node.completed.wait()
+
+
+async def test_what_is_laid_out_is_no_mass_change(place: Place) -> None:
+    """A look that meets a recovery at work finds many files that the catalog has otherwise."""
+    async with place.running() as node:
+        await place.filled(node)
+        folder = node.folders.at(os.fspath(place.folder))
+        await node.folders.pause(os.fspath(place.folder))
+        folder.losses.changed(100, node.clock.monotonic())
+        await node.folders.recovered(folder)
+        await settled(node, place.folder)
+        assert not folder.is_paused, folder.entry.paused

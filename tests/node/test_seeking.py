@@ -108,3 +108,28 @@ async def test_the_dht_is_asked_once_though_somebody_answered_before(
     seeker = seeking.Seeker(recovery, config, book, SystemClock(), lambda _: None)
     await seeker.run(5.0)
     assert looked
+
+
+async def test_when_everybody_was_asked_nothing_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where nobody else can turn up: no search in the local network, and the DHT has answered."""
+
+    class Answered(Seeking):
+        async def ask(self, link: Any) -> bool:
+            await asyncio.sleep(0)
+            self.news += 1
+            return True
+
+    hydra = Hydra(0)
+    monkeypatch.setattr(seeking, "TlsTransport", lambda *_, **__: hydra)
+    monkeypatch.setattr(seeking, "Dht", lambda *_, **__: Silence())
+    monkeypatch.setattr(seeking, "GATHER_S", 3600.0)
+    config = Config(bootstrap=(Address("127.0.0.1", 1), Address("127.0.0.1", 2)), mdns=False)
+    book: Any = SimpleNamespace(note_link=lambda *_: None)
+    recovery: Any = Answered()
+    seeker = seeking.Seeker(recovery, config, book, SystemClock(), lambda _: None)
+    async with asyncio.timeout(20):
+        await seeker.run(5.0)
+    assert hydra.dialled == 2
+    assert recovery.news == 2

@@ -258,6 +258,18 @@ def test_only_what_nothing_needs_is_buried(db: sqlite3.Connection, folder: int) 
     assert blocks.lookup_many(db, [b"1/1".ljust(16)]) == {}
 
 
+def test_leftover_is_what_no_present_file_needs(db: sqlite3.Connection, folder: int) -> None:
+    needed, earlier, kept, superseded, alone = (bundle(db, i) for i in range(1, 6))
+    file(db, folder, b"a", [needed.id])
+    gone = file(db, folder, b"b", [earlier.id])
+    files.retire(db, gone, b"2", NOW)
+    blocks.set_root(db, "index:1", [kept.id])
+    blocks.set_root(db, dying.SUPERSEDED + "1", [superseded.id])
+    every = [row.id for row in (needed, earlier, kept, superseded, alone)]
+    assert dying.leftovers(db, every) == {earlier.id, superseded.id, alone.id}
+    assert dying.leftovers(db, [needed.id]) == set()
+
+
 def test_a_dead_bundle_comes_back(db: sqlite3.Connection) -> None:
     row = bundle(db)
     note(db, row, WHOLE)

@@ -1,7 +1,8 @@
 """LEAVE: every file comes back, what others rely on is moved first, and the node ends.
 
     allowed   may it? not as the only other holder of the keys of a group whose words nobody has
-              confirmed; is there room for everything? Asked before anything moves
+              confirmed; is there room for everything? Asked before anything moves, and after
+              the devices that are connected were asked for the group's newest state
     handover  what is kept here for others goes to other holders, by their owners; what cannot go
               is named, and the node stays
     back      every placeholder comes back in its folder, or (export) all is written below DIR, and

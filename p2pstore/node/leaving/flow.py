@@ -7,12 +7,14 @@ nothing; `cancel` ends it, and the node stays.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2pstore.errors import Busy, Unavailable
+from p2pstore.errors import Busy, P2PStoreError, Unavailable
+from p2pstore.ids import NodeId, short
 from p2pstore.node.build import Node
 from p2pstore.node.leaving.allowed import CONTENT, lacks_room, obstacles
 from p2pstore.node.leaving.back import hydrate, not_back, totals
@@ -22,6 +24,10 @@ from p2pstore.node.leaving.handover import hand_over
 from p2pstore.placement import Root
 from p2pstore.store import State
 from p2pstore.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+HEAR_S = 5.0  # a device that is connected answers at once, or is not there any more
 
 Json = dict[str, Any]
 Progress = Callable[[Json], None]
@@ -85,6 +91,7 @@ async def _outcome(task: asyncio.Task[Json]) -> Json:
 
 async def leave(node: Node, to: str | None, progress: Progress) -> Json:
     """The result as the contract has it; after "left" nothing here is needed by anybody."""
+    await _hear_of_others(node)
     reasons = await in_thread(node.pool, obstacles, node)
     if not reasons:
         reasons = await in_thread(node.pool, lacks_room, node, to)
@@ -102,6 +109,21 @@ async def leave(node: Node, to: str | None, progress: Progress) -> Json:
     finally:
         if not has_left:
             await node.handing.stay()
+
+
+async def _hear_of_others(node: Node) -> None:
+    """Who is of the group by now: word of a device that has just joined may not be here yet."""
+
+    async def one(device: NodeId) -> None:
+        try:
+            async with asyncio.timeout(HEAR_S):
+                await node.network.pull(device)
+        except (P2PStoreError, TimeoutError) as exc:
+            log.debug("%s tells nothing of the group: %s", short(device), exc)
+
+    async with asyncio.TaskGroup() as group:
+        for link in node.network.devices():
+            group.create_task(one(link.node_id))
 
 
 async def _leave(node: Node, to: str | None, progress: Progress) -> Json:
