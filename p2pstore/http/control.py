@@ -67,7 +67,7 @@ METHODS (arguments -> result)
                                            carrier: name|null; progress stage "upload"; {"key",
                                            "name", "size", "expires": time|null}
     download {key, to, password, force, carrier}     to: a file or a directory; carrier: name|null
-                                           (null: the only one); progress stage "download";
+                                           (null: any); progress stage "download";
                                            {"path": written, "size"}. Not there, ended, or a wrong
                                            password: 5; no key: 2; mistyped: 3
     shares {}                              {"shares": [{"key", "name", "size", "created": time,

@@ -113,9 +113,10 @@ class Evictor:
         pool: Executor,
         fresh_proof_s: float,
         gone: Callable[[BundleId], None],
+        lost: Callable[[], None] = lambda: None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`world` may be called in any thread."""
+        """`world` may be called in any thread; `lost`: a copy was found to be none, in the loop."""
         self._catalog = catalog
         self._store = store
         self._ledger = ledger
@@ -126,6 +127,7 @@ class Evictor:
         self._pool = pool
         self._fresh_proof_s = fresh_proof_s
         self._gone = gone  # its provider record is withdrawn
+        self._lost = lost
         self._pause = pause
         self._running: set[BundleId] = set()
         # An UNLOCK that was not answered may arrive after the next LOCK and undo it: until then
@@ -321,6 +323,7 @@ class Evictor:
 
     async def _uncount(self, row: BundleRow, node: NodeId, state: str) -> None:
         await self._catalog.awrite(lambda db: copies.set_state(db, row.id, node, state))
+        self._lost()
 
     async def _unlock(self, bundle_id: BundleId, locked: Sequence[NodeId]) -> None:
         async def one(node: NodeId) -> None:

@@ -125,14 +125,13 @@ class Places:
         known = ", ".join(place.name for place in self.all()) or "none yet"
         raise UsageError(f"There is no carrier {name!r} (there is: {known}). See: carriers add")
 
-    def one(self, name: str | None) -> tuple[str, Carrier]:
-        """The carrier of that name; without one the only one there is. UsageError."""
+    def some(self, name: str | None) -> list[tuple[str, Carrier]]:
+        """The carrier of that name; without one all of them. UsageError when there is none."""
+        if name is None and self._places:
+            return [(place.name, place.carrier) for place in self.all()]
         if name is None:
-            if len(self._places) != 1:
-                known = ", ".join(place.name for place in self.all()) or "there is none"
-                raise UsageError(f"Say which carrier: --carrier NAME ({known}).")
-            name = self.all()[0].name
-        return name, self.get(name).carrier
+            raise UsageError("There is no carrier yet. See: p2pstore carriers add --help")
+        return [(name, self.get(name).carrier)]
 
     # -- setting up -------------------------------------------------------------------------------
 

@@ -198,7 +198,7 @@ class Node:
         self.downloads = Downloads(
             self.network.share_finder, self.source, pool=self.seal_pool, clock=self.clock
         )
-        self.uploads = Uploads(self.home.path, self.network.places.one, pool=self.seal_pool)
+        self.uploads = Uploads(self.home.path, self.network.places.some, pool=self.seal_pool)
         self._ask_what_others_keep: Callable[[], None] = lambda: None
         self._add_loops()
         self.folders = self._make_folders()
@@ -289,6 +289,7 @@ class Node:
             pool=self.net_pool,
             fresh_proof_s=self.config.fresh_proof_s,
             gone=lambda _: None,  # what is not announced again is forgotten by the DHT
+            lost=maintenance.copy_soon,
         )
         maintenance.collector = self._make_collector(maintenance, ledger)
         maintenance.rebuilding = self.is_rebuilding()

@@ -6,18 +6,21 @@ looks at a time or a password, so neither is offered.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from pathlib import Path
 
 from p2pstore.carriers import Carrier
-from p2pstore.content import UPLOAD_PREFIX, UploadMeta
-from p2pstore.pieces import Fetched, Stored, fetch, get_meta, open_upload, store
+from p2pstore.content import UPLOAD_PREFIX, UploadMeta, parse_upload_key
+from p2pstore.errors import Unavailable, UsageError
+from p2pstore.pieces import Fetched, Patience, Stored, fetch, get_meta, open_upload, store
 
 Progress = Callable[[int, int], None]
-Find = Callable[[str | None], tuple[str, Carrier]]
-"""The carrier of that name; None: the only one. UsageError."""
+Find = Callable[[str | None], Sequence[tuple[str, Carrier]]]
+"""The carrier of that name, in a list; None: all of them. UsageError when there is none."""
+
+ONCE = Patience(tries=1)
 
 
 def looks_like_upload_key(text: str) -> bool:
@@ -34,7 +37,7 @@ class Uploads:
 
     async def upload(self, path: str, carrier: str, progress: Progress) -> Stored:
         """See `pieces.store`; repeated after an interruption it goes on."""
-        name, place = self._find(carrier)
+        ((name, place),) = self._find(carrier)
         return await store(
             place,
             path,
@@ -48,19 +51,31 @@ class Uploads:
         self, key: str, to: str, carrier: str | None, *, force: bool, progress: Progress
     ) -> Fetched:
         """See `pieces.fetch`; repeated after an interruption it goes on."""
-        _, place = self._find(carrier)
+        place = await self._having(key, carrier)
         return await fetch(place, key, to, pool=self._pool, force=force, progress=progress)
 
     async def meta(self, key: str, carrier: str | None = None) -> UploadMeta:
-        _, place = self._find(carrier)
+        place = await self._having(key, carrier)
         return await get_meta(place, key, pool=self._pool)
 
     async def read(
         self, key: str, start: int = 0, end: int | None = None, carrier: str | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The bytes start..end (exclusive); only the pieces that they lie in are fetched."""
-        _, place = self._find(carrier)
+        place = await self._having(key, carrier)
         reader = await open_upload(place, key, pool=self._pool)
         async with aclosing(reader.read(start, end)) as pieces:
             async for piece in pieces:
                 yield piece
+
+    async def _having(self, key: str, carrier: str | None) -> Carrier:
+        """The carrier that the key leads to; where none is named all are asked."""
+        parse_upload_key(key)  # a key with a mistake is nobody's
+        places = self._find(carrier)
+        for _, place in places[:-1]:
+            try:
+                await get_meta(place, key, pool=self._pool, patience=ONCE)
+            except (Unavailable, UsageError):
+                continue  # not there, or a key that no such carrier gives
+            return place
+        return places[-1][1]

@@ -37,7 +37,8 @@ async def test_a_carrier_outlives_a_restart(device: Device, tmp_path: Path) -> N
     assert again.ids() == [carrier_id("usb")]
     assert again.name_of(carrier_id("usb")) == "usb"
     await again.test("usb")
-    assert again.one(None)[0] == again.one("usb")[0] == "usb"
+    assert [name for name, _ in again.some(None)] == ["usb"]
+    assert [name for name, _ in again.some("usb")] == ["usb"]
 
 
 async def test_what_does_not_work_is_not_kept(device: Device, tmp_path: Path) -> None:
