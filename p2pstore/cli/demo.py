@@ -2,7 +2,8 @@
 
 A folder becomes `.f` files, copies of it go to two other nodes, the first frees its room, loses its
 catalog, makes it anew, and brings everything back. Every file is compared with what it was before;
-only when all are the same does the demo end with 0. Every line with a `$` is a command that is run.
+only when all are the same does the demo end with 0. At last one file goes to somebody of another
+group by its key, and to a host of pictures. Every line with a `$` is a command that is run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from p2pstore.cli.progress import Meter
 from p2pstore.cli.stage import (
     DemoFailed,
     Member,
+    PictureHost,
     Print,
     Prints,
     find_place,
@@ -41,6 +43,7 @@ COPIES_S = 60.0
 TRASH_S = 15.0
 REBUILD_S = 30.0
 OPEN_S = 10.0
+QUIET = ("init", "join", "upload", "download")
 CHOSEN = "this.py"  # the placeholder that is simply read
 
 REAL_USE = """\
@@ -48,7 +51,8 @@ p2pstore service install             the node, now and after every start of this
 p2pstore add-folder ~/Vault          its files become .f; open one and the original is back
 p2pstore invite                      prints a link; on the other computer:  p2pstore join LINK
 p2pstore free-up ~/Vault             when two others hold everything: the room is yours
-p2pstore status                      is it safe, how many copies, what is missing?"""
+p2pstore status                      is it safe, how many copies, what is missing?
+p2pstore upload FILE                 prints a key; whoever has it:  p2pstore download KEY"""
 
 
 def main(
@@ -137,6 +141,9 @@ class Demo:
         names = ("laptop", "nas", "desktop")
         self._members = [Member(base, name, network) for name in names]
         self._laptop, *self._others = self._members
+        self._guest = Member(base, "guest", network)
+        self._members.append(self._guest)
+        self._host = PictureHost(base)
         self._facts = Facts()
         self._number = 0
 
@@ -151,11 +158,13 @@ class Demo:
         self._open_one()
         self._hydrate()
         self._compare()
+        self._give_away()
         self._tell()
 
     def end(self, *, gently: bool) -> None:
         """End every process: with a word when the homes are kept, else at once."""
         with _uninterrupted():
+            self._host.end()
             for member in self._members if gently else ():
                 member.tell_end()
             for member in self._members:
@@ -182,7 +191,8 @@ class Demo:
         for other in self._others:
             other.wait_started()
         until("the three nodes are connected", self._all_connected, COPIES_S)
-        self._say(", ".join(member.name for member in self._members) + " are connected")
+        names = [member.name for member in (self._laptop, *self._others)]
+        self._say(f"{', '.join(names)} are connected")
 
     def _all_connected(self) -> bool | None:
         peers = self._laptop.node.call("peers")["peers"]
@@ -310,6 +320,23 @@ class Demo:
         matched = f"{show.files(len(self._facts.before))}: every hash, size, time and mode matches"
         self._say(click.style(matched, fg="green", bold=True))
 
+    def _give_away(self) -> None:
+        self._step("One file for somebody of another group, by its key")
+        name = self._chosen()
+        self._run(self._guest, "init", "--name", "guest", "--yes", show_result=False)
+        self._guest.start()
+        self._guest.wait_started()
+        key = self._run(self._laptop, "upload", f"Vault/{name}")
+        self._run(self._guest, "download", "-", "by-key", given=key)
+        self._note("and as pictures, on a host that knows nothing of all this")
+        self._run(self._laptop, "carriers", "add", "pictures", "png", self._host.start())
+        key = self._run(self._laptop, "upload", "--carrier", "pictures", f"Vault/{name}")
+        self._run(self._laptop, "download", "--carrier", "pictures", "-", "as-pictures", given=key)
+        expected = (self._vault / name).read_bytes()
+        if any((self._base / got).read_bytes() != expected for got in ("by-key", "as-pictures")):
+            raise DemoFailed("The file that was given away is not what it was.")
+        self._say(f"{self._host.count()} pictures there; both came back as they were")
+
     # -- talking ----------------------------------------------------------------------------------
 
     def _tell(self) -> None:
@@ -346,10 +373,11 @@ class Demo:
         click.secho(f"   {line}", dim=True)
 
     def _run(self, member: Member, *words: str, given: str = "", show_result: bool = True) -> str:
-        typed = f"{'echo LINK | ' if given else ''}p2pstore {' '.join(words)}"
+        what = "LINK" if words[0] == "join" else "KEY"
+        typed = f"{f'echo {what} | ' if given else ''}p2pstore {' '.join(words)}"
         prompt = click.style(f"{member.name}$", fg="cyan")
         click.echo(f"   {prompt} {typed}")
-        said = member.command(*words, given=given, quiet=words[0] in ("init", "join"))
+        said = member.command(*words, given=given, quiet=words[0] in QUIET)
         for line in said.splitlines() if show_result else ():
             self._say(line)
         return said

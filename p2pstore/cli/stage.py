@@ -314,6 +314,37 @@ class Member:
         return [path.name for path in gone]
 
 
+class PictureHost:
+    """A host of pictures, in a process of its own."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._pictures = base / "pictures"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> str:
+        """Where pictures are posted to."""
+        module = "p2pstore.cli.picturehost"
+        command = [sys.executable, "-m", module, "--dir", os.fspath(self._pictures)]
+        process = self._process = _spawn(
+            command, cwd=self._base, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        address = process.stdout.readline().decode().strip()
+        if not address.startswith("http"):
+            raise DemoFailed("The host of pictures did not start.")
+        return f"{address}/upload"
+
+    def count(self) -> int:
+        return sum(1 for _ in self._pictures.rglob("*.png"))
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
 def _spawn(command: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
     """A process in a session of its own: Ctrl-C is for the demo, which then ends the others."""
     with warnings.catch_warnings():

@@ -61,5 +61,5 @@ def test_client(node: Node, tmp_path: Path) -> None:
     (tmp_path / "Vault").mkdir()
     (tmp_path / "Vault" / "notes.txt").write_bytes(b"notes")
     said = run(examples()[1], tmp_path, P2PSTORE_HOME=node.home)
-    assert said == f"{tmp_path}/Vault/notes.txt placeholder\n"
+    assert said == f"{tmp_path}/Vault/notes.txt placeholder\nnotes\n"
     assert (tmp_path / "Vault" / "notes.txt").read_bytes() == b"notes"
