@@ -179,18 +179,22 @@ class Client:
                 raise error_from(one["error"])
         return [str(one.get("to") or one["path"]) for one in results]
 
-    def open(self, what: AnyPath) -> NodeFile:
+    def open(self, what: AnyPath, *, password: str = "") -> NodeFile:
         """A file by its path (with or without `.f`) or by its key, without bringing it back.
 
-        Use it with `async with`, or await it.
+        Use it with `async with`, or await it. `password`: of a key that has one.
         """
-        return NodeFile(self, _named(what))
+        return NodeFile(self, _named(what), password)
 
     # -- transport --------------------------------------------------------------------------------
 
-    async def _cat(self, name: str, start: int, request_id: str) -> aiohttp.ClientResponse:
+    async def _cat(
+        self, name: str, start: int, request_id: str, password: str
+    ) -> aiohttp.ClientResponse:
         """The open answer with the bytes from `start` on."""
         query = f"path={quote_from_bytes(os.fsencode(name))}&range={start}-"
+        if password:
+            query += f"&password={quote_from_bytes(password.encode())}"
         headers = {"X-Request-Id": request_id}
         return await self._answer("GET", f"cat?{query}", headers=headers)
 
@@ -240,9 +244,10 @@ class Client:
 class NodeFile:
     """A file to read in: of one task at a time. Positions and sizes are bytes."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, password: str) -> None:
         self._client = client
         self._path = name
+        self._password = password
         self._at = 0
         self._response: aiohttp.ClientResponse | None = None
         self._request_id = ""
@@ -267,7 +272,7 @@ class NodeFile:
 
     async def _opened(self) -> NodeFile:
         if not self._is_open:
-            found = await self._client.call("stat", path=self._path)
+            found = await self._client.call("stat", path=self._path, password=self._password)
             self.name, self.size = str(found["name"]), int(found["size"])
             self._is_open = True
         return self
@@ -291,7 +296,9 @@ class NodeFile:
         """At least one byte from here on; Unavailable, or what the node says."""
         if self._response is None:
             self._request_id = os.urandom(8).hex()
-            self._response = await self._client._cat(self._path, self._at, self._request_id)
+            self._response = await self._client._cat(
+                self._path, self._at, self._request_id, self._password
+            )
         try:
             part = await self._response.content.read(most)
         except (aiohttp.ClientError, OSError) as exc:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.carriers.servers import picture_host
+from tests.carriers.servers import make_bucket, picture_host, s3_server
 from tests.e2e.conftest import NewNode
 from tests.e2e.nodes import Node, is_one_sentence, join, some_bytes, until, write
 
@@ -150,6 +150,28 @@ def test_a_file_goes_to_a_host_of_pictures_and_comes_back(lonely: Node, tmp_path
     assert away.code == 5
     assert not (tmp_path / "late").exists()
     lonely.ok("carriers", "remove", "host")
+
+
+def test_a_bucket_holds_copies_and_files(lonely: Node, tmp_path: Path) -> None:
+    folder, film = tmp_path / "Vault", tmp_path / "film.bin"
+    write(folder, FILES.items())
+    film.write_bytes(some_bytes(9_000_000, 98))
+    with s3_server() as address:
+        make_bucket(address)
+        where = ("--endpoint", address, "--allow-http", "--access-key", "someone")
+        for bucket, code in (("s3://missing/one", 2), ("s3://pieces/one", 0)):
+            add = lonely.type("carriers", "add", "cloud", "s3", bucket, *where, stdin="secret\n")
+            assert add.code == code, add
+        lonely.add(folder, "--carrier", "cloud")
+        until(lambda: carrier(lonely, "cloud")["bytes"], "copied to the bucket")
+        key = lonely.ok("-q", "upload", "--carrier", "cloud", film).out.strip()
+        lonely.ok("download", "--carrier", "cloud", key, tmp_path / "got")
+        assert (tmp_path / "got").read_bytes() == film.read_bytes()
+        lonely.ok("add-folder", folder, "--carrier", "none", "--yes")
+        lonely.ok("carriers", "remove", "cloud")
+    config = lonely.home / "carriers" / "cloud.toml"
+    assert not config.exists()
+    assert "secret" not in lonely.log
 
 
 @pytest.mark.parametrize("how", ["jpeg", "palette", "rgba", "scale"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from p2pstore import Client
+from p2pstore.errors import UsageError
 from tests.e2e.conftest import NewNode
 from tests.e2e.nodes import Node, is_one_sentence, join, some_bytes, until
 
@@ -229,3 +231,17 @@ def test_holders_give_it_when_its_maker_is_away_and_nothing_when_it_was_taken_ba
     done = ben.type("download", key, tmp_path / "late")
     assert done.code == 5, done.out
     assert not (tmp_path / "late").exists()
+
+
+async def test_programs_share_and_read_too(pair: tuple[Node, Node], film: Path) -> None:
+    anna, ben = pair
+    async with Client(anna.home) as maker, Client(ben.home) as reader:
+        key = (await maker.upload(film, password="open sesame")).key
+        async with reader.open(key, password="open sesame") as file:
+            assert (file.name, file.size) == ("film.bin", len(CONTENT))
+            await file.seek(5_999_990)
+            assert await file.read(20) == CONTENT[5_999_990:6_000_010]
+        with pytest.raises(UsageError, match="password"):
+            await reader.open(key)
+        got = await reader.download(key, film.with_name("got"), password="open sesame")
+        assert Path(got.path).read_bytes() == CONTENT
