@@ -524,8 +524,8 @@ class Node:
         self.network.group_changed()
         self.maintenance.changed()
 
-    def _shared(self) -> None:
-        self.network.announce_new()
+    async def _shared(self) -> None:
+        await self.network.announce_new()
         self.maintenance.copy_soon()
 
     def _linked(self, node_id: NodeId) -> None:

@@ -312,7 +312,7 @@ class Network:
                 local = self.presence.local()
                 self.presence.moved()
                 self.connections.retry()
-            self.announcer.announce_soon(*await in_thread(self._pool, self.known.new_tags))
+            await self.announce_new()
             if self._clock.monotonic() - saved >= SAVE_S:
                 saved = self._clock.monotonic()
                 await self._save_dht()
@@ -464,9 +464,9 @@ class Network:
         friends = (node for node in self._friends() if self._owner(node, Role.FRIEND) == group_id)
         return sum(self._totals.get(node, (0, 0))[0] for node in friends)
 
-    def announce_new(self) -> None:
-        """Own bundles that were sealed just now are to be found at once."""
-        self.announcer.announce_soon(*self.known.new_tags())
+    async def announce_new(self) -> None:
+        """Own bundles that were sealed since the last look are to be found at once."""
+        self.announcer.announce_soon(*await in_thread(self._pool, self.known.new_tags))
 
     def _kept(self, bundle_id: BundleId, tag: Tag) -> None:
         del bundle_id

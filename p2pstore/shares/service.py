@@ -89,7 +89,7 @@ class Shares:
         hints: Callable[[], Sequence[Address]],
         content: Callable[[str], AsyncIterator[bytes]],
         free: Callable[[], int],
-        changed: Callable[[], None],
+        changed: Callable[[], Awaitable[None]],
         end: End,
         clock: Clock,
         pool: Executor,
@@ -210,14 +210,10 @@ class Shares:
         access = await in_thread(self._pool, share_access, secret, password)
         async with self._opened(path) as (file, name):
             size = os.fstat(file.fileno()).st_size
-            if self._free() < size:
-                raise NoRoom(
-                    f"{size} bytes are needed in the store, {max(0, self._free())} are free "
-                    "above keep-free."
-                )
+            self._check_room(size)
             make = partial(self._make, file, name, secret, access)
             advance = _on_loop(progress, size)
-            bundles, root_id = await in_thread(self._pool, make, advance, once)
+            bundles, root_id, size = await in_thread(self._pool, make, advance, once)
         key = encode_share_key(
             ShareKey(secret, root_id[:16], bool(password), tuple(self._hints())[:MAX_HINTS])
         )
@@ -234,7 +230,7 @@ class Shares:
         )
         await in_thread(self._pool, self._records.write, record)
         await in_thread(self._pool, self._add, record)
-        self._changed()
+        await self._changed()
         self._wake()
         return record
 
@@ -248,10 +244,19 @@ class Shares:
                 yield file, name
             return
         placeholder = path if await in_thread(self._pool, os.path.lexists, path) else path + ".f"
-        with tempfile.TemporaryFile(dir=self._home.path, buffering=0) as whole:
+        with tempfile.TemporaryFile(dir=self._home.path) as whole:
             async for piece in self._content(placeholder):
+                self._check_room(len(piece))
                 await in_thread(self._pool, whole.write, piece)
+            whole.flush()
             yield whole, name.removesuffix(b".f")
+
+    def _check_room(self, size: int) -> None:
+        free = self._free()
+        if free < size:
+            raise NoRoom(
+                f"{size} bytes are needed in the store, {max(0, free)} are free above keep-free."
+            )
 
     def _make(
         self,
@@ -261,8 +266,9 @@ class Shares:
         access: bytes,
         advance: Callable[[int], None],
         once: bool,
-    ) -> tuple[tuple[BundleRef, ...], BlockId]:
-        """All bundles of the share, the root's first, durable and read back. In a thread."""
+    ) -> tuple[tuple[BundleRef, ...], BlockId, int]:
+        """All bundles of the share, the root's first, durable and read back; the id of the root;
+        the file's size. In a thread."""
         ring = Keyring.of_share(access)
         root = BundleRef(share_bundle(secret), share_tag(secret))
         kept = (ONCE if once else SHARED) + root.bundle_id[:16].hex()
@@ -289,7 +295,8 @@ class Shares:
         finally:
             self._catalog.write(lambda db: journal.close(db, intent)).result()
         tags = self._catalog.view(lambda db: blocks.get_bundles(db, list(result.bundles)))
-        return (root, *(BundleRef(b, tags[b].tag) for b in sorted(result.bundles))), root_id
+        bundles = (root, *(BundleRef(b, tags[b].tag) for b in sorted(result.bundles)))
+        return bundles, root_id, result.size
 
     def _write_root(self, ref: BundleRef, access: bytes, manifest: bytes, kept: str) -> BlockId:
         author = self._author()
