@@ -23,6 +23,7 @@ from p2pstore.errors import P2PStoreError
 from p2pstore.folders import Folder
 from p2pstore.maintenance import rebuild_state
 from p2pstore.node.build import Node
+from p2pstore.node.status import carrier_lines
 from p2pstore.placement import OWN
 from p2pstore.sandbox import remedy
 from p2pstore.store import BundleState, files
@@ -58,6 +59,7 @@ async def doctor(node: Node) -> list[Json]:
             *_store(node),
             *_limits(node),
             *_peers(node, len(links)),
+            *_carriers(node),
         ]
         for folder in node.folders.all():
             found += _folder(folder)
@@ -65,6 +67,18 @@ async def doctor(node: Node) -> list[Json]:
 
     order = {"problem": 0, "hint": 1, "ok": 2}
     return sorted(await in_thread(node.pool, look), key=lambda one: order[one["level"]])
+
+
+def _carriers(node: Node) -> Iterator[Json]:
+    """As far as the last calls to them have told."""
+    for line in carrier_lines(node):
+        name = line["name"]
+        if line["trouble"] and not line["kind"]:
+            yield _problem(line["trouble"], f"p2pstore carriers remove {name}")
+        elif line["trouble"]:
+            yield _problem(f"{name}: {line['trouble']}", f"p2pstore carriers test {name}")
+        else:
+            yield _ok(f"{name}: {format_size(line['bytes'])} lie there.")
 
 
 def _ok(text: str) -> Json:

@@ -98,6 +98,8 @@ def test_an_unplugged_disk_is_waited_for(lonely: Node, tmp_path: Path) -> None:
     assert is_one_sentence(away)
     lonely.add(folder, "--carrier", "plug")
     assert not os.listdir(disk), "an empty mount point is no disk"
+    until(lambda: carrier(lonely, "plug")["trouble"], "told")
+    assert "plug: " in lonely.type("doctor").out
     disk.rmdir()
     (tmp_path / "elsewhere").rename(disk)
     lonely.ok("carriers", "test", "plug")
