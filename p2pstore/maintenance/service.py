@@ -157,7 +157,7 @@ class Maintenance:
         self._replicating.wake()
 
     def linked(self, node_id: NodeId) -> None:
-        """A device of the group is connected."""
+        """A device of the group is connected, or a carrier is there."""
         self.replicator.retry(node_id)
         self._replicating.wake()
 

@@ -21,7 +21,7 @@ from p2pstore.content import looks_like_share_key
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.folders import Brought, Preview
 from p2pstore.home import Home
-from p2pstore.maintenance import Rebuilt
+from p2pstore.maintenance import Rebuilt, carrier_id
 from p2pstore.members import confirm
 from p2pstore.node import inviting, removing
 from p2pstore.node.build import Node
@@ -349,6 +349,7 @@ class NodeControl:
         clock = self._node.clock
         began = clock.monotonic()
         await self._node.network.places.test(args["name"])
+        self._node.maintenance.linked(carrier_id(args["name"]))  # what waited for it may go there
         return {"name": args["name"], "seconds": clock.monotonic() - began}
 
     async def do_remove_carrier(self, args: Args, progress: Progress) -> Any:
