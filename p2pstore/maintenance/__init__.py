@@ -12,6 +12,7 @@ from p2pstore.maintenance.filing import bundle_row
 from p2pstore.maintenance.handing_over import HandingOver, Kept
 from p2pstore.maintenance.heal import Healer
 from p2pstore.maintenance.index import IndexWriter
+from p2pstore.maintenance.lapse import Lapser
 from p2pstore.maintenance.letters import Letter, Letters
 from p2pstore.maintenance.loops import Loop, Loops, Report
 from p2pstore.maintenance.moving import Around, Mover
@@ -44,6 +45,7 @@ __all__ = [
     "IndexWriter",
     "Keeping",
     "Kept",
+    "Lapser",
     "Ledger",
     "Letter",
     "Letters",

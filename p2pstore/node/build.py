@@ -35,6 +35,7 @@ from p2pstore.maintenance import (
     HandingOver,
     Healer,
     IndexWriter,
+    Lapser,
     Ledger,
     Loop,
     Maintenance,
@@ -72,7 +73,7 @@ BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while
 MOVE_S = RELIEF_S = REPAIR_S = ROOM_S = 60.0  # between two looks when nothing happens
 AUDIT_S = 600.0
 RENEW_S = 86_400.0
-HEAL_S = 3600.0
+HEAL_S = LAPSE_S = 3600.0
 NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -192,6 +193,13 @@ class Node:
             self.handing,
             free=lambda: self.room.free(home.path),
             me=self.group.node_id,
+            pool=self.net_pool,
+        )
+        self.lapser = Lapser(
+            self.held,
+            self.catalog,
+            free=lambda: self.room.free(home.path),
+            clock=self.clock,
             pool=self.net_pool,
         )
         self.shares = self._make_shares()
@@ -413,6 +421,7 @@ class Node:
         self.handing.woken_by(loops.add("hand over", self.handing.turn).wake)
         self.relief.woken_by(loops.add("relief", self.relief.turn, period_s=RELIEF_S).wake)
         self.handing.then(self.relief.asks_anew)
+        loops.add("lapse", self.lapser.turn, period_s=LAPSE_S)
         self.shares.woken_by(loops.add("shares", self._shares_turn).wake)
 
     async def _shares_turn(self, _: Loop) -> float | None:

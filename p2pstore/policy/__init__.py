@@ -43,6 +43,7 @@ from p2pstore.policy.evict import (
     why_not,
 )
 from p2pstore.policy.eviction import Evictable, room_wanted, to_evict
+from p2pstore.policy.lapsing import Lapsed, to_drop
 from p2pstore.policy.masschange import is_mass_change
 from p2pstore.policy.moving import MoveStep, Moving, enough_to_release, next_move
 from p2pstore.policy.opens import OpenGate
@@ -107,6 +108,7 @@ __all__ = [
     "Evictable",
     "Facts",
     "Holder",
+    "Lapsed",
     "Method",
     "MoveStep",
     "Moving",
@@ -155,6 +157,7 @@ __all__ = [
     "standing_of",
     "target",
     "to_audit",
+    "to_drop",
     "to_evict",
     "to_renew",
     "to_repair",

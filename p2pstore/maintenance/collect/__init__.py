@@ -20,12 +20,11 @@ do a rebuild whose lists could not all be read, and one that is less than 30 day
 each folder's newest head covers everything and every holder of ours has acknowledged it: who
 recovers from one of them alone finds an index that names nothing dead.
 
-Days are counted by a clock of its own (`age`), which a jump of the computer's clock moves by a
-week at the most: a wrong date is no reason to remove anything early.
+Days are counted by a clock of its own (maintenance/age.py), which a jump of the computer's clock
+moves by a week at the most: a wrong date is no reason to remove anything early.
 
     roots      who names what, as the catalog knows it
     others     who names what on other devices
-    age        how long something has been dying
     collector  the turn, and what is done to what is dead
 
 A bundle whose bytes are with holders only goes when all of it is dead: which of its blocks lie

@@ -16,7 +16,7 @@ from p2pstore.content import Keyring, LiveMap, sign_live_map
 from p2pstore.errors import Busy, P2PStoreError
 from p2pstore.ids import BundleId, NodeId, short
 from p2pstore.ingest import Author
-from p2pstore.maintenance.collect.age import Age
+from p2pstore.maintenance.age import Age
 from p2pstore.maintenance.collect.others import Others
 from p2pstore.maintenance.collect.roots import Roots
 from p2pstore.maintenance.collect.seeing import Ripe, Say, Seeing

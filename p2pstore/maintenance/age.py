@@ -1,4 +1,5 @@
-"""How long this catalog has been at work, in milliseconds: what the days of dying are counted by.
+"""AGE: how long this catalog has been at work, in ms: what days before something goes are counted
+by.
 
 It goes on with the clock that does not jump. Over a restart only the wall clock can tell, and that
 may have been set to any date meanwhile, so one restart counts for LONGEST_REST_MS at the most.
@@ -14,7 +15,6 @@ from p2pstore.clock import Clock
 from p2pstore.store import Catalog, folders
 
 LONGEST_REST_MS = 7 * 86_400_000
-_KEY = "collect:age"
 
 
 class _Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -23,7 +23,9 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Age:
-    def __init__(self, catalog: Catalog, clock: Clock) -> None:
+    def __init__(self, catalog: Catalog, clock: Clock, *, key: str = "collect:age") -> None:
+        """`key` of the catalog: each that counts has a count of its own."""
+        self._key = key
         self._catalog = catalog
         self._clock = clock
         self._last: tuple[int, float] | None = None  # age, and the monotonic clock then
@@ -35,11 +37,11 @@ class Age:
     def _advance(self, db: sqlite3.Connection) -> int:
         wall_ms, monotonic = int(self._clock.wall() * 1000), self._clock.monotonic()
         if self._last is None:
-            raw = folders.kv_get(db, _KEY)
+            raw = folders.kv_get(db, self._key)
             kept = _Kept(0, wall_ms) if raw is None else msgspec.msgpack.decode(raw, type=_Kept)
             age = kept.age_ms + min(max(0, wall_ms - kept.wall_ms), LONGEST_REST_MS)
         else:
             age = self._last[0] + max(0, int((monotonic - self._last[1]) * 1000))
-        folders.kv_set(db, _KEY, msgspec.msgpack.encode(_Kept(age, wall_ms)))
+        folders.kv_set(db, self._key, msgspec.msgpack.encode(_Kept(age, wall_ms)))
         self._last = (age, monotonic)
         return age
