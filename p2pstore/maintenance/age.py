@@ -45,3 +45,30 @@ class Age:
         folders.kv_set(db, self._key, msgspec.msgpack.encode(_Kept(age, wall_ms)))
         self._last = (age, monotonic)
         return age
+
+
+class Steady:
+    """The wall clock, never ahead of what this catalog has lived through since it first looked.
+
+    For what is removed a time after a date that the wall clock gave: a clock that jumps ahead makes
+    nothing older than it is. After months of being switched off it is behind, and things stay.
+    """
+
+    def __init__(self, catalog: Catalog, clock: Clock, *, key: str) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._age = Age(catalog, clock, key=f"{key}:age")
+        self._key = f"{key}:since"
+
+    def now_ms(self) -> int:
+        """Blocks on the catalog."""
+        age, wall_ms = self._age.now(), int(self._clock.wall() * 1000)
+
+        def look(db: sqlite3.Connection) -> int:
+            raw = folders.kv_get(db, self._key)
+            if raw is not None:
+                return int(msgspec.msgpack.decode(raw, type=int))
+            folders.kv_set(db, self._key, msgspec.msgpack.encode(wall_ms - age))
+            return wall_ms - age
+
+        return min(wall_ms, self._catalog.write(look).result() + age)

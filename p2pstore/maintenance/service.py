@@ -27,6 +27,7 @@ from p2pstore.content import Head, Kind, decode_head, head_order, verify_head
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.home import RECOVERING
 from p2pstore.ids import FolderId, NodeId
+from p2pstore.maintenance.age import Steady
 from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.collect import Collector
 from p2pstore.maintenance.evict import Evictor, Freed
@@ -127,6 +128,7 @@ class Maintenance:
         self._clock = clock
         self._pool = pool
         self._history_s = history_s
+        self._steady = Steady(catalog, clock, key="history")
         self._vetting_s = vetting_s
         # Since when absence of others can be judged; the last time that we looked (wall clock).
         self._watching_since = self._watched_at = clock.wall()
@@ -246,7 +248,7 @@ class Maintenance:
             self._end_history()
 
     def _end_history(self) -> None:
-        before = int((self._clock.wall() - self._history_s) * 1000)
+        before = self._steady.now_ms() - int(self._history_s * 1000)
         while old := self._catalog.view(lambda db: files.history_before(db, before)):
             self._catalog.write(partial(_drop_history, old)).result()
 
