@@ -24,6 +24,7 @@ from p2pstore.maintenance.report import Reporter, verify_report
 from p2pstore.maintenance.room import RoomMaker
 from p2pstore.maintenance.scrub import Scrubber
 from p2pstore.maintenance.service import Maintenance, Swarm
+from p2pstore.maintenance.strays import take_in
 from p2pstore.maintenance.verify import Problem
 from p2pstore.maintenance.world import World
 
@@ -66,5 +67,6 @@ __all__ = [
     "ensure_catalog",
     "rebuild_state",
     "recover",
+    "take_in",
     "verify_report",
 ]

@@ -21,9 +21,10 @@ from typing import Any
 from p2pstore import sdnotify
 from p2pstore.clock import Clock, SystemClock
 from p2pstore.config import Config
+from p2pstore.content import bundle_tag
 from p2pstore.folders import Bringing, DiskRoom, Folders, Opening, Parts, Taking
 from p2pstore.home import Home
-from p2pstore.ids import BundleId, NodeId, PublicKey, node_id_of, short
+from p2pstore.ids import BundleId, NodeId, PublicKey, Tag, node_id_of, short
 from p2pstore.ingest import Ingest
 from p2pstore.leases import LeaseKeeper
 from p2pstore.maintenance import (
@@ -49,6 +50,7 @@ from p2pstore.maintenance import (
     ensure_catalog,
     rebuild_state,
     recover,
+    take_in,
 )
 from p2pstore.members import Group
 from p2pstore.node.network import Network
@@ -110,6 +112,7 @@ class Node:
             progress=_patiently(rebuild),
         )
         recover(self.catalog, self.store)
+        take_in(self.catalog, self.store, me=self.group.public, tag_of=self._tag_of)
         self.volatile = None if config.allow_volatile_store else is_volatile(self.data)
         self.keeper = LeaseKeeper()
         self.opens = OpenWatcher(self.clock, suffix=SUFFIX)
@@ -357,6 +360,9 @@ class Node:
             clock=self.clock,
             pool=self.net_pool,
         )
+
+    def _tag_of(self, bundle_id: BundleId) -> Tag:
+        return bundle_tag(self.group.ring().current.tag, bundle_id)
 
     def _is_ours(self, key: PublicKey) -> bool:
         return key == self.group.public or self.group.state.certificate_of(key) is not None

@@ -232,6 +232,12 @@ def note_unnamed(db: sqlite3.Connection, intent: int, root: str) -> None:
     )
 
 
+def leave_unnamed(db: sqlite3.Connection, bundle: int) -> None:
+    """It was made for something that came to nothing; not so if anything needs it after all."""
+    if not is_needed(db, bundle):
+        db.execute("INSERT OR IGNORE INTO unnamed (bundle) VALUES (?)", (bundle,))
+
+
 def is_unnamed(db: sqlite3.Connection, bundle: int) -> bool:
     return db.execute("SELECT 1 FROM unnamed WHERE bundle=?", (bundle,)).fetchone() is not None
 

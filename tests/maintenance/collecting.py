@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from p2pstore.content import Unsealer, open_manifest, walk
+from p2pstore.content import Unsealer, bundle_tag, open_manifest, walk
 from p2pstore.errors import BlocksMissing, Unavailable
-from p2pstore.ids import BlockId, BundleId, NodeId
+from p2pstore.ids import BlockId, BundleId, NodeId, PublicKey
 from p2pstore.ingest import Intake, Version
 from p2pstore.maintenance import Collector, Ledger, Others, World, recover
 from p2pstore.maintenance.index import HeadOrder
+from p2pstore.maintenance.strays import take_in
 from p2pstore.store import BundleState, FileRow, blocks, files, journal
 from p2pstore.swarm import OwnPromises
 from tests.maintenance.world import World as HomeWorld
@@ -212,7 +213,17 @@ class Upkeep(HomeWorld):
                 delattr(owner, name)
         self.begin()
         recover(self.catalog, self.store)
+        self.take_in()
         return died
+
+    def take_in(self) -> int:
+        tag_secret = self.group.ring().current.tag
+        return take_in(
+            self.catalog,
+            self.store,
+            me=PublicKey(bytes(self.group.author().key.verify_key)),
+            tag_of=lambda bundle_id: bundle_tag(tag_secret, bundle_id),
+        )
 
     # -- the oracle -------------------------------------------------------------------------------
 
@@ -244,6 +255,10 @@ class Upkeep(HomeWorld):
         for row in self.catalog.view(partial(blocks.list_bundles, states=(BundleState.SEALED,))):
             assert self.store.has(row.bundle_id)
             assert row.seq == self.store.live_map(row.bundle_id).seq
+
+    def check_all_known(self) -> None:
+        known = self.catalog.view(lambda db: blocks.get_bundles(db, self.store.list()))
+        assert known.keys() == set(self.store.list())
 
     def live_blocks(self) -> set[BlockId]:
         found: set[BlockId] = set()
