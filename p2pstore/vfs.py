@@ -21,7 +21,7 @@ from p2pstore.errors import FormatError, NoRoom, UsageError
 from p2pstore.ids import BundleId, FolderId
 from p2pstore.restore import Restore, Wanted
 from p2pstore.sandbox import cannot_write
-from p2pstore.store import Catalog, FileRow, State, blocks, files, folders
+from p2pstore.store import Catalog, FileRow, State, blocks, files, folders, merged
 
 _ZEROS = bytes(1 << 20)
 PAGE = 2000
@@ -181,9 +181,9 @@ class Vfs:
         return Inspection(opened, manifest, wanted, self.row(path))
 
     def bundles(self, wanted: list[Wanted]) -> Mapping[BundleId, blocks.BundleRow]:
-        """The catalog's rows of the bundles that hold these blocks."""
+        """The catalog's rows of the bundles that hold these blocks, by the ids that are named."""
         ids = list({block.ref.bundle_id for block in wanted})
-        return self._catalog.view(lambda db: blocks.get_bundles(db, ids))
+        return self._catalog.view(lambda db: merged.where(db, ids))
 
     def folder_id(self, path: str) -> FolderId | None:
         found = self.find(path)

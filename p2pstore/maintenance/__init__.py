@@ -1,6 +1,6 @@
 """Maintenance: copies, indexes, eviction, and what else keeps the store healthy by itself."""
 
-from p2pstore.maintenance import anew
+from p2pstore.maintenance import aliases, anew
 from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.check import Checked, check
 from p2pstore.maintenance.collect import Collector, Others
@@ -60,6 +60,7 @@ __all__ = [
     "Scrubber",
     "Swarm",
     "World",
+    "aliases",
     "anew",
     "bundle_row",
     "check",

@@ -449,7 +449,7 @@ def _all_moving(db: sqlite3.Connection) -> set[int]:
 
 def _note(holder: NodeId, holding: Holding, now_ms: int, db: sqlite3.Connection) -> None:
     """A copy to be moved; a bundle that the catalog does not know lies with holders only."""
-    row = blocks.get_bundle(db, holding.bundle)
+    row = blocks.exactly(db, holding.bundle)
     number = (
         row.id
         if row is not None

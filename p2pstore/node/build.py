@@ -318,7 +318,7 @@ class Node:
             pusher=self.pusher,
             source=self.source,
             promises=self.network.promises,
-            opened_by=self._is_ours,
+            opened_by=self.is_ours,
             admit_map=self.network.gate.admit_map,
             free=lambda: self.room.free(self.data),
             pool=self.net_pool,
@@ -364,7 +364,8 @@ class Node:
     def _tag_of(self, bundle_id: BundleId) -> Tag:
         return bundle_tag(self.group.ring().current.tag, bundle_id)
 
-    def _is_ours(self, key: PublicKey) -> bool:
+    def is_ours(self, key: PublicKey) -> bool:
+        """It may have opened bundles of this group's."""
         return key == self.group.public or self.group.state.certificate_of(key) is not None
 
     def _add_loops(self) -> None:
@@ -479,7 +480,7 @@ class Node:
 
     def _is_known(self, bundle_id: BundleId) -> bool:
         def look(db: sqlite3.Connection) -> bool:
-            return blocks.get_bundle(db, bundle_id) is not None
+            return blocks.exactly(db, bundle_id) is not None
 
         return self.catalog.view(look)
 

@@ -130,6 +130,14 @@ def of_history(db: sqlite3.Connection, entries: Sequence[int]) -> list[Reference
     return [Reference(*row) for row in rows_in(db, query, entries)]
 
 
+def may_stand_for_lost(db: sqlite3.Connection, row: BundleRow) -> bool:
+    """Nothing but a holder's word is known of it, and something is lost: that may have been merged
+    into it."""
+    if row.blocks:
+        return False
+    return db.execute("SELECT 1 FROM bundles WHERE state='lost' LIMIT 1").fetchone() is not None
+
+
 # -- what is dying ---------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from p2pstore.ids import BundleId, NodeId, short
 from p2pstore.ingest import Author
 from p2pstore.maintenance.collect.age import Age
 from p2pstore.maintenance.collect.others import Others
-from p2pstore.maintenance.collect.roots import Roots
+from p2pstore.maintenance.collect.roots import Roots, merged_into
 from p2pstore.maintenance.collect.seeing import Ripe, Say, Seeing
 from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.index import superseded_since
@@ -144,11 +144,14 @@ class Collector:
         ripe = [one for one in ripe if one.since < shown]
         if not ripe:
             return []
-        ours = {one.row.bundle_id for one in ripe}
-        named = await in_thread(self._pool, self._others.named, local, ours)
+        names = {one.row.bundle_id: one.row.bundle_id for one in ripe}
+        numbers = [one.row.id for one in ripe]
+        names |= await in_thread(self._pool, self._catalog.view, partial(merged_into, numbers))
+        named = await in_thread(self._pool, self._others.named, local, names.keys())
         blocks_of: dict[BundleId, set[bytes]] = {}
         for bundle_id, block_id in named:
-            blocks_of.setdefault(bundle_id, set()).add(block_id)
+            if bundle_id in names:
+                blocks_of.setdefault(names[bundle_id], set()).add(block_id)
         left: list[Ripe] = []
         for one in ripe:
             if await in_thread(self._pool, self._is_named, one, blocks_of.get(one.row.bundle_id)):
@@ -376,6 +379,8 @@ def _dead(row: BundleRow, intent: int, age: int, db: sqlite3.Connection) -> bool
 
 def _bury(row: BundleRow, age: int, db: sqlite3.Connection) -> bool:
     """Of a bundle that is not here: its holders may let it go at once, they have a trash too."""
+    if dying.may_stand_for_lost(db, row):
+        return False
     if not dying.bury(db, row.id, age, only_from=BundleState.EVICTED):
         _drop_marks(db, row)
         return False
