@@ -12,6 +12,7 @@ from p2pstore.maintenance.handing_over import HandingOver, Kept
 from p2pstore.maintenance.heal import Healer
 from p2pstore.maintenance.index import IndexWriter
 from p2pstore.maintenance.loops import Loop, Loops, Report
+from p2pstore.maintenance.merge import Merger
 from p2pstore.maintenance.moving import Around, Mover
 from p2pstore.maintenance.rebuild import Rebuilt, ensure_catalog
 from p2pstore.maintenance.rebuild import state as rebuild_state
@@ -45,6 +46,7 @@ __all__ = [
     "Loop",
     "Loops",
     "Maintenance",
+    "Merger",
     "Mover",
     "Others",
     "Problem",

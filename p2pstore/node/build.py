@@ -37,6 +37,7 @@ from p2pstore.maintenance import (
     IndexWriter,
     Ledger,
     Maintenance,
+    Merger,
     Mover,
     Others,
     Refetcher,
@@ -71,7 +72,7 @@ BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while
 MOVE_S = RELIEF_S = REPAIR_S = ROOM_S = 60.0  # between two looks when nothing happens
 AUDIT_S = 600.0
 RENEW_S = 86_400.0
-HEAL_S = 3600.0
+HEAL_S = MERGE_S = 3600.0
 NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -184,6 +185,7 @@ class Node:
             clock=self.clock,
             pool=self.net_pool,
         )
+        self.merger = self._make_merger()
         self.mover = self._make_mover()
         self.handing = HandingOver(
             home.path / "leaving",
@@ -337,6 +339,23 @@ class Node:
             pool=self.net_pool,
         )
 
+    def _make_merger(self) -> Merger:
+        maintenance = self.maintenance
+        assert maintenance.collector is not None
+        return Merger(
+            catalog=self.catalog,
+            store=self.store,
+            ledger=Ledger(self.catalog),
+            promises=self.network.promises,
+            author=self.group.author,
+            ring=self.group.ring,
+            world=maintenance.world,
+            age=maintenance.collector.age,
+            free=lambda: self.room.free(self.data),
+            clock=self.clock,
+            pool=self.net_pool,
+        )
+
     def _make_mover(self) -> Mover:
         maintenance, replicator = self.maintenance, self.maintenance.replicator
         evictor = maintenance.evictor
@@ -375,6 +394,7 @@ class Node:
         loops.add("audit", self.maintenance.auditor.turn, period_s=AUDIT_S)
         loops.add("renew", self.renewer.turn, period_s=RENEW_S)
         loops.add("repair", self.repairer.turn, period_s=REPAIR_S)
+        loops.add("merge", self.merger.turn, period_s=MERGE_S, longest_rest_s=MERGE_S)
         loops.add("room", self.room_maker.turn, period_s=ROOM_S)
         self.healer.woken_by(loops.add("heal", self.healer.turn, period_s=HEAL_S).wake)
         period_s = self.config.scrub_period_s

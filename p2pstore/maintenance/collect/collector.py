@@ -38,6 +38,7 @@ from p2pstore.store import (
     dying,
     folders,
     journal,
+    merged,
 )
 from p2pstore.swarm import OwnPromises, Pusher
 from p2pstore.threads import in_thread
@@ -103,6 +104,7 @@ class Collector:
         await in_thread(self._pool, self._seeing.look, roots, age, say, is_stopped)
         ripe = await in_thread(self._pool, self._seeing.ripe, age)
         superseded = await in_thread(self._pool, self._superseded)
+        superseded += await in_thread(self._pool, self._replaced)
         if not (ripe or superseded):
             return await self._let_go(age)
         is_told: bool = await in_thread(self._pool, self._is_told)
@@ -110,6 +112,10 @@ class Collector:
             for one in [*await self._unnamed_by_others(ripe, local, age), *superseded]:
                 await self._end(one, age)
         return await self._let_go(age)
+
+    def age(self) -> int:
+        """What the days of dying are counted by, in ms. Blocks on the catalog."""
+        return self._age.now()
 
     # -- whether ----------------------------------------------------------------------------------
 
@@ -185,6 +191,10 @@ class Collector:
             return list(rows.values())
 
         return [Ripe(row, 0, 0, frozenset()) for row in self._catalog.view(look)]
+
+    def _replaced(self) -> list[Ripe]:
+        """What was merged into another bundle, though its row is not dead."""
+        return [Ripe(row, 0, 0, frozenset()) for row in self._catalog.view(merged.replaced)]
 
     # -- what is dead here ------------------------------------------------------------------------
 
@@ -282,20 +292,26 @@ class Collector:
         forgotten = 0
         for row, since in await in_thread(self._pool, self._catalog.view, dying.all_dead):
             try:
-                if await in_thread(self._pool, self._may_release, row, age - since >= TRASH_MS):
+                is_over = age - since >= TRASH_MS
+                if await in_thread(self._pool, self._may_release, row, is_over, world):
                     await self._release(row, world)
                     forgotten += await self._catalog.awrite(partial(_forget, row))
             except P2PStoreError as exc:
                 log.info("Bundle %s is let go of later: %s", short(row.bundle_id), exc)
         return forgotten
 
-    def _may_release(self, row: BundleRow, is_over: bool) -> bool:
+    def _may_release(self, row: BundleRow, is_over: bool, world: World) -> bool:
         is_in_trash = row.bundle_id in self._store.trash()
         if self._catalog.view(lambda db: dying.is_needed(db, row.id)):
             if is_in_trash:
                 self._store.from_trash(row.bundle_id)
             state = BundleState.SEALED if self._store.has(row.bundle_id) else BundleState.EVICTED
             self._catalog.write(lambda db: dying.revive(db, row.id, state)).result()
+            return False
+        if self._store.has(row.bundle_id):  # a merge was interrupted just then
+            self._store.to_trash(row.bundle_id)
+            return False
+        if not self._ledger.is_made_up_for(world, row, self._store):
             return False
         if is_in_trash and is_over:
             self._store.purge(row.bundle_id)
