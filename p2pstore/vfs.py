@@ -18,7 +18,7 @@ from p2pstore.content import MAX_READ, Manifest, Opened, looks_like_manifest
 from p2pstore.errors import FormatError, UsageError
 from p2pstore.ids import BundleId, FolderId
 from p2pstore.restore import Restore, Wanted, write_copy
-from p2pstore.store import Catalog, FileRow, State, blocks, files, folders
+from p2pstore.store import Catalog, FileRow, State, blocks, files, folders, merged
 
 PAGE = 2000
 
@@ -148,9 +148,9 @@ class Vfs:
         return Inspection(opened, manifest, wanted, self.row(path))
 
     def bundles(self, wanted: list[Wanted]) -> Mapping[BundleId, blocks.BundleRow]:
-        """The catalog's rows of the bundles that hold these blocks."""
+        """The catalog's rows of the bundles that hold these blocks, by the ids that are named."""
         ids = list({block.ref.bundle_id for block in wanted})
-        return self._catalog.view(lambda db: blocks.get_bundles(db, ids))
+        return self._catalog.view(lambda db: merged.where(db, ids))
 
     def folder_id(self, path: str) -> FolderId | None:
         found = self.find(path)

@@ -19,9 +19,18 @@ from p2pstore.errors import P2PStoreError
 from p2pstore.folders.reconcile import disk_name, still
 from p2pstore.folders.references import bundles_named
 from p2pstore.folders.taking import encode_version
-from p2pstore.ids import BundleId
+from p2pstore.ids import BlockId, BundleId
 from p2pstore.placement import SUFFIX, Directories, Root, read_placeholder
-from p2pstore.store import BundleStore, Catalog, FileRow, State, blocks, files
+from p2pstore.store import (
+    BundleMissing,
+    BundleStore,
+    Catalog,
+    FileRow,
+    State,
+    blocks,
+    files,
+    merged,
+)
 from p2pstore.watch import OpenWatcher, Seen
 
 log = logging.getLogger(__name__)
@@ -93,7 +102,7 @@ class Meeting:
         if manifest is None:
             return None
         on_disk = (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
-        named = bundles_named(manifest, self._store)
+        named = bundles_named(manifest, self._read)
 
         def meet(db: sqlite3.Connection) -> None:
             row = files.get(db, self._folder, path)
@@ -133,7 +142,7 @@ class Meeting:
             row = plain_row(self._folder, seen, State.SKIPPED, "a placeholder that cannot be read")
             self._catalog.write(lambda db: files.upsert_many(db, [row])).result()
             return False
-        named = bundles_named(manifest, self._store)
+        named = bundles_named(manifest, self._read)
 
         def meet(db: sqlite3.Connection) -> None:
             for other in files.by_file_id(db, self._folder, manifest.file_id):
@@ -176,6 +185,19 @@ class Meeting:
             log.warning("%s is a damaged placeholder: %s", os.fsdecode(path), exc)
             return None
 
+    def _read(self, bundle_id: BundleId, block_id: BlockId) -> bytes:
+        """A block of ours that lies here; the bundle that names it may have been merged since."""
+        try:
+            return self._store.read_blocks(bundle_id, [block_id])[block_id]
+        except (BundleMissing, KeyError):
+            rows = self._catalog.view(lambda db: merged.where(db, [bundle_id]))
+            found = {}
+            if bundle_id in rows:
+                found = self._store.read_blocks(rows[bundle_id].bundle_id, [block_id])
+            if block_id not in found:
+                raise BundleMissing(bundle_id, "does not hold that block here") from None
+            return found[block_id]
+
     def _put(
         self,
         db: sqlite3.Connection,
@@ -193,7 +215,7 @@ class Meeting:
             replaced_before=1,
         )
         (number,) = files.upsert_many(db, [row], [raw])
-        known = blocks.get_bundles(db, sorted(named)).values()
+        known = merged.where(db, sorted(named)).values()
         kept = blocks.bundles_of_file(db, number)
         blocks.set_file_bundles(db, [(number, {row.id for row in (*known, *kept)})])
 

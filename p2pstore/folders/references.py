@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from p2pstore.content import BundleRef, Entry, Manifest, Unsealer, walk
 from p2pstore.errors import P2PStoreError
-from p2pstore.ids import BundleId
-from p2pstore.store import BundleStore
+from p2pstore.ids import BlockId, BundleId
 
 
-def bundles_named(manifest: Manifest, store: BundleStore) -> set[BundleId]:
+def bundles_named(manifest: Manifest, read: Callable[[BundleId, BlockId], bytes]) -> set[BundleId]:
     """The bundles of its content, its lists and its attributes.
 
-    A list that is not in the local store hides what is below it: those bundles are left out.
+    `read` gives a block from the local store. A list that is not there hides what is below it:
+    those bundles are left out.
     """
     unsealer = Unsealer()
     found = {ref.bundle_id for ref in manifest.chunks.bundles}
@@ -20,7 +22,7 @@ def bundles_named(manifest: Manifest, store: BundleStore) -> set[BundleId]:
 
     def load(ref: BundleRef, entry: Entry) -> bytes:
         found.add(ref.bundle_id)
-        block = store.read_blocks(ref.bundle_id, [entry.block])[entry.block]
+        block = read(ref.bundle_id, entry.block)
         return unsealer.unseal(block, entry.key)[entry.offset : entry.offset + entry.length]
 
     if manifest.chunks.depth:

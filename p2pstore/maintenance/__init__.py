@@ -1,6 +1,6 @@
 """Maintenance: copies, indexes, eviction, and what else keeps the store healthy by itself."""
 
-from p2pstore.maintenance import anew
+from p2pstore.maintenance import aliases, anew
 from p2pstore.maintenance.audit import Auditor
 from p2pstore.maintenance.carried import Keeping
 from p2pstore.maintenance.check import Checked, check
@@ -15,6 +15,7 @@ from p2pstore.maintenance.index import IndexWriter
 from p2pstore.maintenance.lapse import Lapser
 from p2pstore.maintenance.letters import Letter, Letters
 from p2pstore.maintenance.loops import Loop, Loops, Report
+from p2pstore.maintenance.merge import Merger
 from p2pstore.maintenance.moving import Around, Mover
 from p2pstore.maintenance.places import Place, Places, carrier_id
 from p2pstore.maintenance.rebuild import Rebuilt, ensure_catalog
@@ -28,6 +29,7 @@ from p2pstore.maintenance.report import Reporter, verify_report
 from p2pstore.maintenance.room import RoomMaker
 from p2pstore.maintenance.scrub import Scrubber
 from p2pstore.maintenance.service import Maintenance, Swarm
+from p2pstore.maintenance.strays import take_in
 from p2pstore.maintenance.verify import Problem
 from p2pstore.maintenance.world import World
 
@@ -52,6 +54,7 @@ __all__ = [
     "Loop",
     "Loops",
     "Maintenance",
+    "Merger",
     "Mover",
     "Others",
     "Place",
@@ -69,6 +72,7 @@ __all__ = [
     "Scrubber",
     "Swarm",
     "World",
+    "aliases",
     "anew",
     "bundle_row",
     "carrier_id",
@@ -77,5 +81,6 @@ __all__ = [
     "ensure_catalog",
     "rebuild_state",
     "recover",
+    "take_in",
     "verify_report",
 ]

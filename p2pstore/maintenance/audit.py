@@ -30,7 +30,7 @@ import msgspec
 from p2pstore.clock import Clock
 from p2pstore.content import BundleRef, Entry, Kind
 from p2pstore.errors import IntegrityError, P2PStoreError
-from p2pstore.ids import BlockId, NodeId, short
+from p2pstore.ids import BlockId, BundleId, NodeId, short
 from p2pstore.maintenance.facts import copies_of
 from p2pstore.maintenance.loops import Loop
 from p2pstore.maintenance.world import World
@@ -47,6 +47,7 @@ from p2pstore.store import (
     copies,
     files,
     holders,
+    merged,
 )
 from p2pstore.swarm import Pusher
 from p2pstore.threads import in_thread
@@ -255,11 +256,13 @@ class Auditor:
         places: Sequence[tuple[BundleRef, Entry]] = ()
         if row.kind == Kind.META:
             places = await in_thread(self._pool, self._catalog.view, partial(_places, row.id))
-        found = {entry.block for ref, entry in places if ref.bundle_id == row.bundle_id}
+        merged_ids = await in_thread(self._pool, self._catalog.view, partial(_names, row.id))
+        names = {row.bundle_id, *merged_ids}
+        found = {entry.block for ref, entry in places if ref.bundle_id in names}
         manifests = await in_thread(self._pool, self._catalog.view, partial(_manifests, row.id))
         for raw in manifests:
             wanted = await self._blocks_of(raw)
-            found.update(w.block_id for w in wanted if w.ref.bundle_id == row.bundle_id)
+            found.update(w.block_id for w in wanted if w.ref.bundle_id in names)
             if len(found) >= SAMPLE:
                 break
         return sorted(found)
@@ -268,6 +271,10 @@ class Auditor:
 def _unproved(holder: NodeId, db: sqlite3.Connection) -> list[BundleRow]:
     rows = (blocks.by_rowid(db, bundle) for bundle in copies.suspects(db, holder))
     return [row for row in rows if row is not None]
+
+
+def _names(bundle: int, db: sqlite3.Connection) -> list[BundleId]:
+    return merged.names(db, bundle)
 
 
 def _places(bundle: int, db: sqlite3.Connection) -> list[tuple[BundleRef, Entry]]:

@@ -191,7 +191,7 @@ class _Check:
         ]
 
     def _state(self, bundle_id: BundleId) -> str | None:
-        row = self._catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
+        row = self._catalog.view(lambda db: blocks.exactly(db, bundle_id))
         return None if row is None else row.state
 
     # -- threads ----------------------------------------------------------------------------------

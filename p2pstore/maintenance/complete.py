@@ -2,6 +2,7 @@
 
     heads      of this device at holders: newer than those in HOME when HOME came from a copy
     holdings   which bundles each holder says it keeps for us: evicted files are known again
+    merged     of what nobody says so: the bundles that it was merged into, by their signed lists
     blocks     of indexes, chunk lists and manifests that are not here
 
 What a holder says is no proof: its copies are recorded as suspect, without receipt, and count
@@ -23,11 +24,11 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from p2pstore.clock import Clock
-from p2pstore.content import Keyring
+from p2pstore.content import BundleIndex, Keyring, bundle_tag
 from p2pstore.home import Home
 from p2pstore.ids import BundleId, FolderId, NodeId, PublicKey, Tag
 from p2pstore.ingest import Author
-from p2pstore.maintenance import anew
+from p2pstore.maintenance import aliases, anew
 from p2pstore.maintenance.filing import Disk, Filer, Judge
 from p2pstore.maintenance.heads import KnownHead, believed, newest_heads
 from p2pstore.maintenance.reaching import Reaching, meta_bundles
@@ -71,6 +72,14 @@ class Holding(Protocol):
 
 Holdings = Callable[[], AsyncIterator[tuple[NodeId, Holding]]]
 Heads = Callable[[], AsyncIterator[bytes]]
+Merged = Callable[[Sequence[BundleId]], AsyncIterator[BundleIndex]]
+"""Lists of bundles at holders that replace some of these; their openers are the group's."""
+
+
+async def none_merged(_: Sequence[BundleId]) -> AsyncIterator[BundleIndex]:
+    nothing: Sequence[BundleIndex] = ()
+    for index in nothing:
+        yield index
 
 
 class Completed(NamedTuple):
@@ -96,6 +105,7 @@ async def complete_with_holdings(
     source: BlockSource,
     holdings: Holdings,
     heads: Heads,
+    merged: Merged = none_merged,
     asked: Callable[[], Sequence[NodeId]] = lambda: (),
     progress: Progress = lambda _: None,
 ) -> Completed:
@@ -107,7 +117,16 @@ async def complete_with_holdings(
     """
     me = PublicKey(bytes(author.key.verify_key))
     found = _Found()
-    await _ask_holders(catalog, me, holdings, found)
+
+    def guess(index: BundleIndex) -> Tag:
+        return bundle_tag(ring.current.tag, index.header.bundle_id)
+
+    async def ask() -> None:
+        await _ask_holders(catalog, me, holdings, found)
+        if await _learn_merged(catalog, me, merged, guess, found):
+            await _ask_holders(catalog, me, holdings, found)
+
+    await ask()
     told = [raw async for raw in heads()]
     loop = asyncio.get_running_loop()
 
@@ -118,7 +137,7 @@ async def complete_with_holdings(
     read = await in_thread(pool, filing.read, home, told)
     if await in_thread(pool, catalog.view, _missing):
         # Indexes that were read only now name bundles that other devices opened: who has those?
-        await _ask_holders(catalog, me, holdings, found)
+        await ask()
     return await in_thread(pool, filing.finish, read, found, asked())
 
 
@@ -132,6 +151,7 @@ class _Found:
         self.bundles = 0
         self.copies = 0
         self.unnamed = 0
+        self.guessed: set[BundleId] = set()  # whose tag is a guess until a holder tells
 
 
 async def _ask_holders(catalog: Catalog, me: PublicKey, holdings: Holdings, found: _Found) -> None:
@@ -142,6 +162,25 @@ async def _ask_holders(catalog: Catalog, me: PublicKey, holdings: Holdings, foun
             await catalog.awrite(partial(_record, page, me, found))
             page = []
     await catalog.awrite(partial(_record, page, me, found))
+
+
+async def _learn_merged(
+    catalog: Catalog,
+    me: PublicKey,
+    merged: Merged,
+    guess: Callable[[BundleIndex], Tag],
+    found: _Found,
+) -> bool:
+    """Whether something that is lost was merged into a bundle of which holders can tell more."""
+    lost = await asyncio.to_thread(catalog.view, aliases.lost)
+    is_learnt = False
+    async for index in merged(lost) if lost else none_merged(()):
+        own = index.header.opener == me
+        learn = partial(aliases.learn, index, guess(index), own=own)
+        if await catalog.awrite(lambda db, learn=learn: learn(db=db)):  # type: ignore[misc]
+            found.guessed.add(index.header.bundle_id)
+            is_learnt = True
+    return is_learnt
 
 
 def _record(
@@ -159,7 +198,8 @@ def _record(
             rows[said.bundle] = row
             found.bundles += 1
         elif row.state == BundleState.LOST:
-            row = row._replace(state=BundleState.EVICTED, bytes=said.bytes, seq=said.seq)
+            tag = said.tag if said.bundle in found.guessed else row.tag
+            row = row._replace(state=BundleState.EVICTED, bytes=said.bytes, seq=said.seq, tag=tag)
             blocks.put_bundle(db, row)
             rows[said.bundle] = row
             found.bundles += 1

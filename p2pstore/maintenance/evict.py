@@ -376,7 +376,7 @@ def _finish(row: BundleRow, db: sqlite3.Connection) -> bool:
 
 
 def _take_back(bundle_id: BundleId, was_in_trash: bool, db: sqlite3.Connection) -> None:
-    row = blocks.get_bundle(db, bundle_id)
+    row = blocks.exactly(db, bundle_id)
     taken = [BundleState.EVICTING, *([BundleState.EVICTED] if was_in_trash else [])]
     if row is not None:
         blocks.move(db, row.id, BundleState.SEALED, only_from=taken)
@@ -414,7 +414,7 @@ def recover(catalog: Catalog, store: BundleStore) -> int:
 
 def _follow_map(catalog: Catalog, store: BundleStore, bundle_id: BundleId) -> None:
     """Blocks may have been punched out of it just then."""
-    row = catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
+    row = catalog.view(lambda db: blocks.exactly(db, bundle_id))
     try:
         if row is not None and store.has(bundle_id):
             follow_map(catalog, store, row)

@@ -18,10 +18,20 @@ from p2pstore.maintenance.counting import counted, counts_of_all, is_at, paramet
 from p2pstore.maintenance.index import index_bundles
 from p2pstore.maintenance.places import carrier_id
 from p2pstore.maintenance.world import World
-from p2pstore.policy import Copy, Facts, Holder, choose_holders
+from p2pstore.policy import Copy, Facts, Holder, choose_holders, is_as_safe
 from p2pstore.policy import counted as counted_copies
 from p2pstore.policy import target as target_of
-from p2pstore.store import BundleRow, BundleState, Catalog, State, blocks, copies, folders
+from p2pstore.store import (
+    BundleRow,
+    BundleState,
+    BundleStore,
+    Catalog,
+    State,
+    blocks,
+    copies,
+    folders,
+    merged,
+)
 
 EVICTABLE = frozenset((State.PLACEHOLDER, State.PROTECTED))
 WHY_NOT = {State.HYDRATING: "being brought back", State.CONFLICT: "in conflict"}
@@ -180,6 +190,41 @@ class Ledger:
         """Whether it has fewer copies than it is to have."""
         (facts,) = self.facts(world, [row], for_room=False)
         return counted_copies(facts.copies, world.now) < facts.target
+
+    def is_as_safe(self, world: World, new: BundleRow, replaced: Sequence[BundleRow]) -> bool:
+        """Whether copies of the new bundle make up for those of each that it replaces."""
+        settings = self.settings()
+        rows = [new, *replaced]
+
+        def look(db: sqlite3.Connection) -> bool:
+            rules = _Rules(settings, is_meta=new.kind == Kind.META, eligible=world.eligible)
+            stored = copies.of_bundles(db, [row.id for row in rows])
+            known = [copies_of(world, row, stored.get(row.id, [])) for row in rows]
+            low = max(rules.both(db, row)[0] for row in rows)
+            return is_as_safe(
+                known[0], known[1:], min_copies=low, eligible=world.eligible, now=world.now
+            )
+
+        return self._catalog.view(look)
+
+    def is_made_up_for(self, world: World, row: BundleRow, store: BundleStore) -> bool:
+        """Whether copies of a dead bundle may go. What was merged is let go of only while the
+        bundle that stands for it is here, or where it should be, and has as many copies; or while
+        nothing needs that one either."""
+
+        def look(db: sqlite3.Connection) -> tuple[int | None, BundleRow | None]:
+            number = merged.into(db, row.bundle_id)
+            return number, None if number is None else blocks.by_rowid(db, number)
+
+        number, new = self._catalog.view(look)
+        if number is None:
+            return True
+        if new is None or new.state in (BundleState.LOST, BundleState.EVICTING):
+            return False
+        if new.state == BundleState.DEAD:
+            return True
+        is_there = new.state == BundleState.EVICTED or store.has(new.bundle_id)
+        return is_there and self.is_as_safe(world, new, [row])
 
     def counts(self, world: World) -> dict[int, int]:
         """bundle row -> copies that count; bundles without any are left out."""

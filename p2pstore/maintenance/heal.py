@@ -147,7 +147,7 @@ class Healer:
     # -- in threads --------------------------------------------------------------------------------
 
     def _row(self, bundle_id: BundleId) -> BundleRow | None:
-        return self._catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
+        return self._catalog.view(lambda db: blocks.exactly(db, bundle_id))
 
     def _own_list(self, row: BundleRow) -> Listed | None:
         """What the file itself says, if list and live map can be read."""

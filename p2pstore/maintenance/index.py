@@ -104,6 +104,15 @@ def index_bundles(db: sqlite3.Connection, folder_id: FolderId) -> list[BundleRow
     return rows
 
 
+def follow_merged(db: sqlite3.Connection, folder_id: FolderId, into: Mapping[int, int]) -> None:
+    """What the last index lies in was merged: row of the old bundle -> row of the new one."""
+    noted = _noted(db, folder_id)
+    if noted is not None and not into.keys().isdisjoint(noted.bundles):
+        rows = tuple(dict.fromkeys(into.get(row, row) for row in noted.bundles))
+        written = msgspec.structs.replace(noted, bundles=rows)
+        folders.kv_set(db, index_root(folder_id), msgspec.msgpack.encode(written))
+
+
 def _noted(db: sqlite3.Connection, folder_id: FolderId) -> _Noted | None:
     raw = folders.kv_get(db, index_root(folder_id))
     return None if raw is None else msgspec.msgpack.decode(raw, type=_Noted)
@@ -193,13 +202,14 @@ class IndexWriter:
         def record(
             db: sqlite3.Connection, safe: Sequence[Protected], rows: Mapping[BundleId, int]
         ) -> None:
+            last_noted = _noted(db, folder.folder_id)  # anew: its bundles may have been merged
             for protected in safe:
                 numbers = tuple(rows[bundle] for bundle in protected.bundles)
                 # What the last published head names is kept until the next one is published.
-                if noted is not None and is_published:
+                if last_noted is not None and is_published:
                     before = _members(db, root)
-                    blocks.set_root(db, root, noted.bundles)
-                    left = before.difference(noted.bundles, numbers)
+                    blocks.set_root(db, root, last_noted.bundles)
+                    left = before.difference(last_noted.bundles, numbers)
                     blocks.add_root(db, superseded_root(folder.folder_id, now), left)
                 blocks.add_root(db, root, numbers)
                 written = _Noted(*order, said, numbers)

@@ -60,6 +60,7 @@ from p2pstore.store import (
     Catalog,
     blocks,
     copies,
+    dying,
     folders,
 )
 from p2pstore.swarm import Pusher
@@ -247,12 +248,16 @@ class Mover:
         for row, known in zip(rows, facts, strict=True):
             moving = self._moving(world, holder, row, known)
             step = _step(world, moving)
+            if row.state == BundleState.DEAD:
+                # It goes to nobody else; its own days in trash need not be waited for.
+                step = await in_thread(self._pool, self._step_of_dead, world, row)
             try:
                 if step is MoveStep.RELEASE and not self._is_linked(holder):
                     step = MoveStep.WAIT  # it hears of it when it is back
-                if step is MoveStep.RELEASE and not moving.is_here:
+                is_needed = row.state != BundleState.DEAD
+                if step is MoveStep.RELEASE and is_needed and not moving.is_here:
                     step = await self._look_first(world, holder, row, known)
-                elif step is MoveStep.RELEASE and moving.counted < known.min_copies:
+                elif step is MoveStep.RELEASE and is_needed and moving.counted < known.min_copies:
                     await in_thread(self._pool, self._read_own, row)
                 if step is MoveStep.RELEASE:
                     # Those before it in the page took their time.
@@ -278,9 +283,19 @@ class Mover:
     def _step_now(self, holder: NodeId, number: int) -> MoveStep:
         world = self._around.world()
         rows, facts = self._facts(world, [number])
-        return (
-            _step(world, self._moving(world, holder, rows[0], facts[0])) if rows else MoveStep.WAIT
-        )
+        if not rows:
+            return MoveStep.WAIT
+        if rows[0].state == BundleState.DEAD:
+            return self._step_of_dead(world, rows[0])
+        return _step(world, self._moving(world, holder, rows[0], facts[0]))
+
+    def _step_of_dead(self, world: World, row: BundleRow) -> MoveStep:
+        """What something needs again is revived by `collect`, and moved then."""
+        is_needed = self._catalog.view(lambda db: dying.is_needed(db, row.id))
+        if world.rebuilding or is_needed:
+            return MoveStep.WAIT
+        is_made_up_for = self._ledger.is_made_up_for(world, row, self._store)
+        return MoveStep.RELEASE if is_made_up_for else MoveStep.WAIT
 
     async def _uncount(self, holder: NodeId) -> None:
         """A receipt may have come for what was on its way to it when it asked."""
@@ -449,7 +464,7 @@ def _all_moving(db: sqlite3.Connection) -> set[int]:
 
 def _note(holder: NodeId, holding: Holding, now_ms: int, db: sqlite3.Connection) -> None:
     """A copy to be moved; a bundle that the catalog does not know lies with holders only."""
-    row = blocks.get_bundle(db, holding.bundle)
+    row = blocks.exactly(db, holding.bundle)
     number = (
         row.id
         if row is not None

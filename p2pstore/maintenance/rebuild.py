@@ -43,6 +43,7 @@ from p2pstore.errors import FormatError, IntegrityError, Unavailable
 from p2pstore.home import Home, WatchedFolder
 from p2pstore.ids import BundleId, FolderId, NodeId, PublicKey, short
 from p2pstore.ingest import Author
+from p2pstore.maintenance import aliases
 from p2pstore.maintenance.filing import Disk, Filer, Judge, Local, bundle_row
 from p2pstore.maintenance.heads import KnownHead, newest_heads
 from p2pstore.maintenance.older import is_older
@@ -278,6 +279,7 @@ def _bundles(
     for start in range(0, len(known), _ROWS):
         part = known[start : start + _ROWS]
         catalog.write(partial(_put_bundles, part)).result()
+    aliases.of_bundles_here(catalog, store, known)
     return known, damaged
 
 

@@ -21,10 +21,10 @@ from typing import Any
 from p2pstore import sdnotify
 from p2pstore.clock import Clock, SystemClock
 from p2pstore.config import Config
-from p2pstore.content import Keyring
+from p2pstore.content import Keyring, bundle_tag
 from p2pstore.folders import Bringing, DiskRoom, Folders, Opening, Parts, Taking
 from p2pstore.home import Home
-from p2pstore.ids import BundleId, NodeId, PublicKey, node_id_of, short
+from p2pstore.ids import BundleId, NodeId, PublicKey, Tag, node_id_of, short
 from p2pstore.ingest import Ingest
 from p2pstore.leases import LeaseKeeper
 from p2pstore.maintenance import (
@@ -39,6 +39,7 @@ from p2pstore.maintenance import (
     Ledger,
     Loop,
     Maintenance,
+    Merger,
     Mover,
     Others,
     Refetcher,
@@ -52,6 +53,7 @@ from p2pstore.maintenance import (
     ensure_catalog,
     rebuild_state,
     recover,
+    take_in,
 )
 from p2pstore.members import Group
 from p2pstore.node.network import Network
@@ -73,7 +75,7 @@ BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while
 MOVE_S = RELIEF_S = REPAIR_S = ROOM_S = 60.0  # between two looks when nothing happens
 AUDIT_S = 600.0
 RENEW_S = 86_400.0
-HEAL_S = LAPSE_S = 3600.0
+HEAL_S = LAPSE_S = MERGE_S = 3600.0
 NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -114,6 +116,7 @@ class Node:
             progress=_patiently(rebuild),
         )
         recover(self.catalog, self.store)
+        take_in(self.catalog, self.store, me=self.group.public, tag_of=self._tag_of)
         self.volatile = None if config.allow_volatile_store else is_volatile(self.data)
         self.keeper = LeaseKeeper()
         self.opens = OpenWatcher(self.clock, suffix=SUFFIX)
@@ -180,6 +183,7 @@ class Node:
             clock=self.clock,
             pool=self.net_pool,
         )
+        self.merger = self._make_merger()
         self.mover = self._make_mover()
         self.handing = HandingOver(
             home.path / "leaving",
@@ -359,7 +363,7 @@ class Node:
             pusher=self.pusher,
             source=self.source,
             promises=self.network.promises,
-            opened_by=self._is_ours,
+            opened_by=self.is_ours,
             admit_map=self.network.gate.admit_map,
             free=lambda: self.room.free(self.data),
             pool=self.net_pool,
@@ -374,6 +378,23 @@ class Node:
             connected=self._holders_connected,
             copy_soon=self.maintenance.copy_soon,
             evict=lambda rows: evictor.evict(rows, lambda _: None),
+            clock=self.clock,
+            pool=self.net_pool,
+        )
+
+    def _make_merger(self) -> Merger:
+        maintenance = self.maintenance
+        assert maintenance.collector is not None
+        return Merger(
+            catalog=self.catalog,
+            store=self.store,
+            ledger=Ledger(self.catalog),
+            promises=self.network.promises,
+            author=self.group.author,
+            ring=self.group.ring,
+            world=maintenance.world,
+            age=maintenance.collector.age,
+            free=lambda: self.room.free(self.data),
             clock=self.clock,
             pool=self.net_pool,
         )
@@ -402,7 +423,11 @@ class Node:
             pool=self.net_pool,
         )
 
-    def _is_ours(self, key: PublicKey) -> bool:
+    def _tag_of(self, bundle_id: BundleId) -> Tag:
+        return bundle_tag(self.group.ring().current.tag, bundle_id)
+
+    def is_ours(self, key: PublicKey) -> bool:
+        """It may have opened bundles of this group's."""
         return key == self.group.public or self.group.state.certificate_of(key) is not None
 
     def _add_loops(self) -> None:
@@ -413,6 +438,7 @@ class Node:
         loops.add("audit", self.maintenance.auditor.turn, period_s=AUDIT_S)
         loops.add("renew", self.renewer.turn, period_s=RENEW_S)
         loops.add("repair", self.repairer.turn, period_s=REPAIR_S)
+        loops.add("merge", self.merger.turn, period_s=MERGE_S, longest_rest_s=MERGE_S)
         loops.add("room", self.room_maker.turn, period_s=ROOM_S)
         self.healer.woken_by(loops.add("heal", self.healer.turn, period_s=HEAL_S).wake)
         period_s = self.config.scrub_period_s
@@ -523,7 +549,7 @@ class Node:
 
     def _is_known(self, bundle_id: BundleId) -> bool:
         def look(db: sqlite3.Connection) -> bool:
-            return blocks.get_bundle(db, bundle_id) is not None
+            return blocks.exactly(db, bundle_id) is not None
 
         return self.catalog.view(look)
 

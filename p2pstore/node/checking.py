@@ -195,7 +195,7 @@ class _Mending:
         return self._node.store.has(row.bundle_id)
 
     def _row(self, bundle_id: BundleId) -> blocks.BundleRow | None:
-        return self._node.catalog.view(lambda db: blocks.get_bundle(db, bundle_id))
+        return self._node.catalog.view(lambda db: blocks.exactly(db, bundle_id))
 
     def _given_up(self) -> list[blocks.BundleRow]:
         lost = (BundleState.LOST,)

@@ -153,7 +153,7 @@ class NodeControl:
         seen = await node.vfs.inspect(args["path"])
         rows = await asyncio.to_thread(node.vfs.bundles, seen.wanted)
         bundles = {wanted.ref.bundle_id for wanted in seen.wanted}
-        local = {b for b in bundles if node.store.has(b)}
+        local = {b for b in bundles if b in rows and node.store.has(rows[b].bundle_id)}
         copies = await asyncio.to_thread(
             node.maintenance.copies_of_bundles, [row.id for row in rows.values()]
         )

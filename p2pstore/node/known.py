@@ -11,7 +11,7 @@ from pathlib import Path
 
 from p2pstore.durable import replace_file
 from p2pstore.ids import BundleId, NodeId, Tag
-from p2pstore.store import Catalog, blocks, copies
+from p2pstore.store import Catalog, blocks, copies, merged
 
 
 class Known:
@@ -22,10 +22,10 @@ class Known:
         self._newest = 0  # row of the last own bundle that was listed
 
     def tags(self) -> list[Tag]:
-        """Of all own bundles that are sealed here."""
+        """Of all own bundles that are sealed here, and of those that were merged into them."""
         tags, last = self._own_tags(0)
         self._newest = max(self._newest, last)
-        return tags
+        return [*tags, *self._catalog.view(merged.tags)]
 
     def new_tags(self) -> list[Tag]:
         """Of own bundles that were sealed since they were last listed."""
@@ -59,7 +59,7 @@ class Known:
         carriers = self._carriers()
 
         def look(db: sqlite3.Connection) -> dict[BundleId, Sequence[NodeId]]:
-            rows = blocks.get_bundles(db, list(bundles))
+            rows = merged.where(db, list(bundles))
             known = copies.of_bundles(db, [row.id for row in rows.values()])
             return {
                 bundle_id: [

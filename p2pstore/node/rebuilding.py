@@ -8,15 +8,17 @@ a bundle that only they keep is known again then, and so are heads that only the
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
+from p2pstore.content import BundleIndex
 from p2pstore.errors import P2PStoreError, PeerUnreachable
-from p2pstore.ids import NodeId, short
+from p2pstore.ids import BundleId, NodeId, short
 from p2pstore.maintenance import (
     Completed,
     Holding,
     Loop,
+    aliases,
     complete_with_holdings,
     rebuild_state,
 )
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 3.0  # for the others, once one is there; between two looks while nobody is
 LATE_S = 30.0  # ... and for who was away then
+SEARCH_S = 6 * 3600.0  # for what was let go of by all who had it
 RETRY_S = 600.0  # what could not be read may be to be had by now
 
 Say = Callable[[str, int | None], None]
@@ -41,6 +44,7 @@ class Completing:
         self._node = node
         self._since: float | None = None  # somebody is connected, others are waited for
         self._again = False  # something could not be read: everybody is asked once more
+        self._searched = -SEARCH_S  # monotonic
 
     async def turn(self, loop: Loop) -> float:
         """The seconds until the next look."""
@@ -49,7 +53,7 @@ class Completing:
         state = await in_thread(node.pool, rebuild_state, node.catalog)
         if state is None:
             return LATE_S
-        known = set() if self._again else set(state.asked)
+        known = set() if self._again or await self._is_to_search() else set(state.asked)
         connected = {link.node_id for link in node.network.holders()}
         if not connected - known and (others or not state.pending):
             self._since = None
@@ -76,6 +80,17 @@ class Completing:
         node.maintenance.changed()
         self._again = done.unread > 0
         return RETRY_S if self._again else LATE_S
+
+    async def _is_to_search(self) -> bool:
+        """Whether other devices may have merged what they had told of, and it is time to ask."""
+        now = self._node.clock.monotonic()
+        if now - self._searched < SEARCH_S:
+            return False
+        self._searched = now
+        is_adrift: bool = await in_thread(
+            self._node.pool, self._node.catalog.view, aliases.is_any_adrift
+        )
+        return is_adrift
 
 
 async def ask(node: Node, connected: set[NodeId], say: Say) -> Completed:
@@ -111,6 +126,15 @@ async def ask(node: Node, connected: set[NodeId], say: Say) -> Completed:
             for raw in raws:
                 yield raw
 
+    async def merged(lost: Sequence[BundleId]) -> AsyncIterator[BundleIndex]:
+        for holder in list(said):
+            try:
+                async for index in node.pusher.merged(lost, holder):
+                    if node.is_ours(index.header.opener):
+                        yield index
+            except P2PStoreError as exc:
+                log.info("%s did not say what was merged: %s", short(holder), exc)
+
     return await complete_with_holdings(
         node.catalog,
         home=node.home,
@@ -123,6 +147,7 @@ async def ask(node: Node, connected: set[NodeId], say: Say) -> Completed:
         source=node.source,
         holdings=holdings,
         heads=heads,
+        merged=merged,
         asked=lambda: list(said),
         progress=lambda done: say("files what it hears", done.get("files")),
     )

@@ -45,6 +45,7 @@ from p2pstore.policy.evict import (
 from p2pstore.policy.eviction import Evictable, room_wanted, to_evict
 from p2pstore.policy.lapsing import Lapsed, to_drop
 from p2pstore.policy.masschange import is_mass_change
+from p2pstore.policy.merging import SMALL_BYTES, Limits, Small, is_as_safe, merges
 from p2pstore.policy.moving import MoveStep, Moving, enough_to_release, next_move
 from p2pstore.policy.opens import OpenGate
 from p2pstore.policy.placing import (
@@ -92,6 +93,7 @@ __all__ = [
     "MAX_LEASE_S",
     "OPEN_IN_EDITOR",
     "RENEW_BELOW_S",
+    "SMALL_BYTES",
     "SUSPECT_AFTER_S",
     "VETTING_AUDITS",
     "Action",
@@ -109,11 +111,13 @@ __all__ = [
     "Facts",
     "Holder",
     "Lapsed",
+    "Limits",
     "Method",
     "MoveStep",
     "Moving",
     "Need",
     "OpenGate",
+    "Small",
     "Standing",
     "Treatment",
     "Verdict",
@@ -133,6 +137,7 @@ __all__ = [
     "enough_to_release",
     "house",
     "in_work_for",
+    "is_as_safe",
     "is_away",
     "is_barred",
     "is_confirmed",
@@ -144,6 +149,7 @@ __all__ = [
     "judge",
     "marks_repository",
     "may",
+    "merges",
     "need",
     "next_move",
     "offer_to_friend",

@@ -1,11 +1,11 @@
 """What lies on the disk: bundles, the catalog, and bundles kept for others.
 
 The rows of the catalog are reached through the modules `blocks`, `copies`, `dying`, `files`,
-`folders`, `holders` and `journal`, whose functions take the connection first and are put together
-in `Catalog.write`.
+`folders`, `holders`, `journal` and `merged`, whose functions take the connection first and are put
+together in `Catalog.write`.
 """
 
-from p2pstore.store import blocks, copies, dying, files, folders, holders, journal
+from p2pstore.store import blocks, copies, dying, files, folders, holders, journal, merged
 from p2pstore.store.blocks import ONCE, SHARED, BundleRow, BundleState, DedupRow, Known
 from p2pstore.store.bundles import (
     BundleDamaged,
@@ -58,4 +58,5 @@ __all__ = [
     "folders",
     "holders",
     "journal",
+    "merged",
 ]

@@ -91,14 +91,16 @@ def put_bundle(db: sqlite3.Connection, row: BundleRow) -> int:
 
 
 def get_bundle(db: sqlite3.Connection, bundle_id: BundleId) -> BundleRow | None:
-    """The bundle, also by the id of one that was merged into it."""
+    """The bundle, also by the id of one that was merged into it; see merged.py."""
+    query = f"SELECT {_COLUMNS} FROM bundles WHERE id=(SELECT bundle FROM aliases WHERE alias=?)"
+    row = db.execute(query, (bundle_id,)).fetchone()
+    return exactly(db, bundle_id) if row is None else BundleRow(*row)
+
+
+def exactly(db: sqlite3.Connection, bundle_id: BundleId) -> BundleRow | None:
+    """The bundle of that very id: what lies on a disk, or at a holder, under that name."""
     query = f"SELECT {_COLUMNS} FROM bundles WHERE bundle_id=?"
     row = db.execute(query, (bundle_id,)).fetchone()
-    if row is None:
-        query = (
-            f"SELECT {_COLUMNS} FROM bundles WHERE id=(SELECT bundle FROM aliases WHERE alias=?)"
-        )
-        row = db.execute(query, (bundle_id,)).fetchone()
     return None if row is None else BundleRow(*row)
 
 
@@ -108,15 +110,17 @@ def by_rowid(db: sqlite3.Connection, bundle: int) -> BundleRow | None:
 
 
 def by_tag(db: sqlite3.Connection, tag: Tag) -> BundleRow | None:
-    query = (
-        f"SELECT {_COLUMNS} FROM bundles WHERE tag=?1"
-        " OR id=(SELECT bundle FROM aliases WHERE tag=?1) LIMIT 1"
-    )
-    row = db.execute(query, (tag,)).fetchone()
-    return None if row is None else BundleRow(*row)
+    """The bundle, also by the tag of one that was merged into it."""
+    for condition in ("id=(SELECT bundle FROM aliases WHERE tag=? LIMIT 1)", "tag=?"):
+        query = f"SELECT {_COLUMNS} FROM bundles WHERE {condition} LIMIT 1"
+        row = db.execute(query, (tag,)).fetchone()
+        if row is not None:
+            return BundleRow(*row)
+    return None
 
 
 def get_bundles(db: sqlite3.Connection, ids: Sequence[BundleId]) -> dict[BundleId, BundleRow]:
+    """Each under its very id; see `merged.where`."""
     query = f"SELECT {_COLUMNS} FROM bundles WHERE bundle_id IN ({{keys}})"
     return {row[0]: BundleRow(*row) for row in rows_in(db, query, ids)}
 

@@ -27,6 +27,7 @@ from p2pstore.content import (
     BundleHeader,
     BundleIndex,
     LiveMap,
+    Replaced,
     SealedBlock,
     SignedLiveMap,
     accept_live_map,
@@ -103,8 +104,9 @@ class OpenBundle(Protocol):
         All or none of them: NoRoom leaves the bundle as it was.
         """
 
-    def seal(self) -> BundleIndex:
-        """Make it durable under its final name; it is closed afterwards."""
+    def seal(self, replaces: Sequence[Replaced] = ()) -> BundleIndex:
+        """Make it durable under its final name; it is closed afterwards. `replaces`: the bundles
+        for which it answers from now on."""
 
     def abandon(self) -> None:
         """Remove it; nothing may refer to it."""

@@ -41,6 +41,7 @@ from p2pstore.content import (
     BundleHeader,
     BundleIndex,
     LiveMap,
+    Replaced,
     SealedBlock,
     SignedLiveMap,
     decode_live_map,
@@ -412,9 +413,9 @@ class DiskBundle:
         self._size += size
         return list(range(first, first + len(entries)))
 
-    def seal(self) -> BundleIndex:
+    def seal(self, replaces: Sequence[Replaced] = ()) -> BundleIndex:
         self._check_open()
-        blocks = BlockList(tuple(self._entries))
+        blocks = BlockList(tuple(self._entries), tuple(replaces))
         tail = trailer(self._head, blocks, self._key)
         self._write([tail], self._size)
         with self._store.failing():

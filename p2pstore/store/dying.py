@@ -140,6 +140,14 @@ def of_history(db: sqlite3.Connection, entries: Sequence[int]) -> list[Reference
     return [Reference(*row) for row in rows_in(db, query, entries)]
 
 
+def may_stand_for_lost(db: sqlite3.Connection, row: BundleRow) -> bool:
+    """Nothing but a holder's word is known of it, and something is lost: that may have been merged
+    into it."""
+    if row.blocks:
+        return False
+    return db.execute("SELECT 1 FROM bundles WHERE state='lost' LIMIT 1").fetchone() is not None
+
+
 # -- what is dying ---------------------------------------------------------------------------------
 
 
@@ -240,6 +248,12 @@ def note_unnamed(db: sqlite3.Connection, intent: int, root: str) -> None:
         " AND NOT EXISTS (SELECT 1 FROM history_bundles WHERE bundle=b.id)",
         (intent, root),
     )
+
+
+def leave_unnamed(db: sqlite3.Connection, bundle: int) -> None:
+    """It was made for something that came to nothing; not so if anything needs it after all."""
+    if not is_needed(db, bundle):
+        db.execute("INSERT OR IGNORE INTO unnamed (bundle) VALUES (?)", (bundle,))
 
 
 def is_unnamed(db: sqlite3.Connection, bundle: int) -> bool:

@@ -16,6 +16,7 @@ from p2pstore.content import (
     BlockList,
     BundleHeader,
     BundleIndex,
+    Replaced,
     SealedBlock,
     SignedLiveMap,
     encode_header,
@@ -186,10 +187,11 @@ class MemoryBundle:
             self._entries.append(BlockEntry(block_id, len(block)))
         return list(range(first, len(self._entries)))
 
-    def seal(self) -> BundleIndex:
+    def seal(self, replaces: Sequence[Replaced] = ()) -> BundleIndex:
         self._check_open()
         head = bytes(self._image[:HEADER_SIZE])
-        self._image += trailer(head, BlockList(tuple(self._entries)), self._key)
+        blocks = BlockList(tuple(self._entries), tuple(replaces))
+        self._image += trailer(head, blocks, self._key)
         index = read_index(_Bytes(self._image).read_at, len(self._image))
         with self._store._lock:
             self._store._sealed[self.header.bundle_id] = self._image

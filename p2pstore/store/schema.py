@@ -19,13 +19,13 @@ dedup           keyed hash of a plain chunk -> where its block lies; rows are ap
 file_bundles    which bundles the current version of a file needs
 history         earlier versions and deleted files; history_bundles is what they need
 roots           bundles that something else than a file keeps alive: an open ingest
-                ("journal:<id>"), a folder's index, an upload, a share
+                ("journal:<id>"), a folder's index, an upload, a share, a merge under way
 copies          a holder's proven copy of a bundle; the receipt is its signed word. `owed_since`:
                 the first audit after the last good one that it did not answer (0: none)
 holders         what audits of one holder came to, over all its copies
 head_acks       the newest head of a folder and group state that a holder acknowledged
 journal         what is being done and must be finished or rolled back after a crash
-aliases         ids of bundles that were merged into another one
+aliases         ids and tags of bundles that were merged into another one: see merged.py
 kv              single values
 examined, dying, unnamed, dead
                 what nothing refers to any more, on its way out: see dying.py
@@ -234,4 +234,8 @@ CREATE INDEX copies_moving ON copies (holder) WHERE state='moving';
 CREATE INDEX copies_suspect ON copies (holder) WHERE state='suspect';
 """
 
-STEPS: list[str] = [_FIRST, _DYING, _AUDITS, _ODD_COPIES]
+_MERGES = """
+CREATE INDEX aliases_by_bundle ON aliases (bundle);
+"""
+
+STEPS: list[str] = [_FIRST, _DYING, _AUDITS, _ODD_COPIES, _MERGES]

@@ -52,6 +52,8 @@ from p2pstore.wire import (
     Challenge,
     GetHeads,
     GetList,
+    Have,
+    HaveReply,
     Heads,
     HeadsKept,
     Holding,
@@ -72,6 +74,7 @@ from p2pstore.wire import (
     Renew,
     Renewed,
     Stale,
+    Unknown,
     Unlock,
     verify_receipt,
 )
@@ -110,6 +113,10 @@ class _Copy(NamedTuple):
 
 def no_grants(_: BundleId) -> Sequence[bytes]:
     return ()
+
+
+def _replaces(index: BundleIndex, bundle_id: BundleId) -> bool:
+    return any(old.bundle_id == bundle_id for old in index.blocks.replaces)
 
 
 class Pusher:
@@ -302,19 +309,48 @@ class Pusher:
         whether those are believed is the caller's to judge.
         """
         link = await self._peers.connect(holder)
-        answer, listed = await link.request(GetList(bundle_id))
-        if not isinstance(answer, BlockList):
-            raise RemoteProtocolError(f"{link} answers GET_LIST with {type(answer).__name__}.")
-        index = await in_thread(self._pool, decode_signed_list, listed)
+        index, live_map = await self._list(link, bundle_id)
         if index.header.bundle_id != bundle_id:
+            if _replaces(index, bundle_id):
+                raise Unknown(f"{link} has it merged into another bundle.")
             raise IntegrityError(f"{link} sent the list of another bundle.")
-        if not answer.live_map:
+        if not live_map:
             return index, None
-        signed = decode_live_map(answer.live_map)
+        signed = decode_live_map(live_map)
         live = verify_live_map(signed)
         if live.bundle_id != bundle_id or not live.fits(len(index.blocks)):
             raise IntegrityError(f"{link} sent a live map that does not fit the bundle.")
         return index, signed
+
+    async def merged(
+        self, bundles: Sequence[BundleId], holder: NodeId
+    ) -> AsyncIterator[BundleIndex]:
+        """The bundles there that answer for some of these, which were merged into them.
+
+        Each is signed by whoever it says has opened it, and names what it replaces: whether that
+        is believed is the caller's to judge.
+        """
+        link = await self._peers.connect(holder)
+        told: set[BundleId] = set()
+        for at in range(0, len(bundles), MAX_WANTED):
+            part = tuple(bundles[at : at + MAX_WANTED])
+            answer = await self._ask(link, Have((), part), HaveReply)
+            for bundle_id, seq in zip(part, answer.bundles, strict=False):
+                if seq is None or bundle_id in told:
+                    continue
+                try:
+                    index, _ = await self._list(link, bundle_id)
+                except Unknown:
+                    continue  # gone meanwhile, or a holder that answers for exact ids only
+                if _replaces(index, bundle_id):
+                    told.update(old.bundle_id for old in index.blocks.replaces)
+                    yield index
+
+    async def _list(self, link: Link, bundle_id: BundleId) -> tuple[BundleIndex, bytes]:
+        answer, listed = await link.request(GetList(bundle_id))
+        if not isinstance(answer, BlockList):
+            raise RemoteProtocolError(f"{link} answers GET_LIST with {type(answer).__name__}.")
+        return await in_thread(self._pool, decode_signed_list, listed), answer.live_map
 
     # -- heads -------------------------------------------------------------------------------
 

@@ -326,7 +326,9 @@ class Server:
         await request.reply(Ok())
 
     async def _get_list(self, request: Request, message: GetList) -> None:
-        place = await self._admitted(request.link, Ask.LIST, message.bundle)
+        # What was merged is answered with the list that says so.
+        there = await in_thread(self._pool, self._shelf.resolve, message.bundle)
+        place = await self._admitted(request.link, Ask.LIST, there)
         answer, listed = await in_thread(self._pool, self._list, place)
         await request.reply(answer, listed)
 

@@ -59,16 +59,20 @@ class Shelf:
 
     def find(self, bundle_id: BundleId, tag: Tag | None = None) -> list[Place]:
         """Where blocks of that bundle may lie here, under its id, an old id or its tag."""
-        places: dict[Place, None] = {}
-        own = self._own(bundle_id) or (self._tagged(tag) if tag is not None else None)
-        if own is not None:
-            places[Place(own, True)] = None
+        own = self._own(bundle_id)
+        if not own and tag is not None and (tagged := self._tagged(tag)) is not None:
+            own = [tagged]
+        places: dict[Place, None] = {Place(one, True): None for one in own}
         other = self.held.resolve(bundle_id)
         if other is None and tag is not None:
             other = self.held.find_tag(tag)
         if other is not None:
             places[Place(other, False)] = None
         return list(places)
+
+    def resolve(self, bundle_id: BundleId) -> BundleId:
+        """The id of the bundle here that answers for this one; itself when there is none."""
+        return next((place.bundle_id for place in self.find(bundle_id)), bundle_id)
 
     def place(self, bundle_id: BundleId) -> Place:
         """Exactly that bundle; wire.Unknown when it is not here."""
@@ -169,11 +173,10 @@ class Shelf:
         if ours != seq:
             raise StaleMap(place.bundle_id, ours)
 
-    def _own(self, bundle_id: BundleId) -> BundleId | None:
-        if self.bundles.has(bundle_id):
-            return bundle_id
-        other = self._alias_of(bundle_id)
-        return other if other is not None and self.bundles.has(other) else None
+    def _own(self, bundle_id: BundleId) -> list[BundleId]:
+        """The bundle itself first; it may be about to go, because it was merged."""
+        both = (bundle_id, self._alias_of(bundle_id))
+        return [one for one in both if one is not None and self.bundles.has(one)]
 
     def _tagged(self, tag: Tag) -> BundleId | None:
         own = self._by_tag(tag)

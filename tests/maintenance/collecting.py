@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from p2pstore.content import Unsealer, open_manifest, walk
+from p2pstore.content import Unsealer, bundle_tag, open_manifest, walk
 from p2pstore.errors import BlocksMissing, Unavailable
-from p2pstore.ids import BlockId, BundleId, NodeId
+from p2pstore.ids import BlockId, BundleId, NodeId, PublicKey
 from p2pstore.ingest import Intake, Version
-from p2pstore.maintenance import Collector, Ledger, Others, World, recover
+from p2pstore.maintenance import Collector, Ledger, Loop, Merger, Others, World, recover
 from p2pstore.maintenance.index import HeadOrder
-from p2pstore.store import BundleState, FileRow, blocks, files, journal
-from p2pstore.swarm import OwnPromises
+from p2pstore.maintenance.strays import take_in
+from p2pstore.node.known import Known
+from p2pstore.store import BundleState, FileRow, blocks, files, journal, merged
+from p2pstore.swarm import OwnPromises, Shelf
 from tests.maintenance.world import World as HomeWorld
 
 DAY = 86_400.0
@@ -44,6 +46,20 @@ class NoSwarm:
         raise BlocksMissing("nobody is there")
 
 
+class _NothingHeld:
+    """Of what is kept for others."""
+
+    def resolve(self, _: BundleId) -> None:
+        return None
+
+    def find_tag(self, _: object) -> None:
+        return None
+
+
+async def no_turn(_: Loop) -> None:
+    """For a loop that is only asked what it says."""
+
+
 class Upkeep(HomeWorld):
     def __init__(self, base: Path) -> None:
         super().__init__(base)
@@ -62,6 +78,27 @@ class Upkeep(HomeWorld):
         self.life += 1
         self.promises = OwnPromises(self.home.path / "own-locks", self.clock, boot_id="boot")
         self.collector = self.make_collector()
+        self.merger = self.make_merger()
+        self.loop = Loop("merge", no_turn, catalog=self.catalog, clock=self.clock)
+
+    def make_merger(self) -> Merger:
+        async def at_once(_: float) -> None:
+            return None
+
+        return Merger(
+            catalog=self.catalog,
+            store=self.store,
+            ledger=Ledger(self.catalog),
+            promises=self.promises,
+            author=self.group.author,
+            ring=self.group.ring,
+            world=self.look,
+            age=self.collector.age,
+            free=lambda: 1 << 40,
+            clock=self.clock,
+            pool=self.pool,
+            sleep=at_once,
+        )
 
     def make_collector(self) -> Collector:
         return Collector(
@@ -135,7 +172,7 @@ class Upkeep(HomeWorld):
         def change(db: sqlite3.Connection) -> None:
             new = row._replace(path=os.fsencode(name), id=0)
             (number,) = files.upsert_many(db, [new], [kept.manifest])
-            rows = blocks.get_bundles(db, needs)
+            rows = merged.where(db, needs)
             blocks.set_file_bundles(db, [(number, [one.id for one in rows.values()])])
 
         self.catalog.write(change).result()
@@ -181,7 +218,12 @@ class Upkeep(HomeWorld):
         self.end_history()
         return await self.collector.run()
 
-    async def turn_that_dies(self, at: int) -> bool:
+    async def merge(self) -> float | None:
+        return await self.merger.turn(self.loop)
+
+    async def turn_that_dies(
+        self, at: int, turn: Callable[[], Awaitable[object]] | None = None
+    ) -> bool:
         """The process ends before its `at`th change of store or catalog; whether it got so far."""
         count = 0
 
@@ -198,13 +240,21 @@ class Upkeep(HomeWorld):
         changed: list[tuple[Any, str]] = [(self.catalog, "write")]
         changed += [
             (self.store, name)
-            for name in ("to_trash", "from_trash", "purge", "set_live_map", "punch")
+            for name in (
+                "create",
+                "adopt",
+                "to_trash",
+                "from_trash",
+                "purge",
+                "set_live_map",
+                "punch",
+            )
         ]
         for owner, name in changed:
             setattr(owner, name, counted(getattr(owner, name)))
         died = False
         try:
-            await self.collector.run()
+            await (turn or self.collector.run)()
         except Killed:
             died = True
         finally:
@@ -212,19 +262,37 @@ class Upkeep(HomeWorld):
                 delattr(owner, name)
         self.begin()
         recover(self.catalog, self.store)
+        self.take_in()
         return died
 
+    def take_in(self) -> int:
+        tag_secret = self.group.ring().current.tag
+        return take_in(
+            self.catalog,
+            self.store,
+            me=PublicKey(bytes(self.group.author().key.verify_key)),
+            tag_of=lambda bundle_id: bundle_tag(tag_secret, bundle_id),
+        )
+
     # -- the oracle -------------------------------------------------------------------------------
+
+    def block(self, bundle_id: BundleId, block_id: BlockId) -> bytes:
+        """As whoever reads finds it, under the id that its manifest names."""
+        known = Known(self.catalog, tuple)
+        held: Any = _NothingHeld()
+        shelf = Shelf(self.store, held, self.promises, alias_of=known.alias)
+        for place in shelf.find(bundle_id):
+            found = shelf.read(place, [block_id])
+            if found:
+                return found[block_id]
+        raise Unavailable("a block is gone")
 
     def read(self, raw: bytes) -> bytes:
         """The content's hash, from this disk alone."""
         unseal = Unsealer().unseal
 
         def load(ref: Any, entry: Any) -> bytes:
-            found = self.store.read_blocks(ref.bundle_id, [entry.block])
-            if entry.block not in found:
-                raise Unavailable("a block is gone")
-            payload = unseal(found[entry.block], entry.key)
+            payload = unseal(self.block(ref.bundle_id, entry.block), entry.key)
             return payload[entry.offset : entry.offset + entry.length]
 
         manifest = open_manifest(raw, self.group.ring()).manifest
@@ -245,6 +313,10 @@ class Upkeep(HomeWorld):
             assert self.store.has(row.bundle_id)
             assert row.seq == self.store.live_map(row.bundle_id).seq
 
+    def check_all_known(self) -> None:
+        known = self.catalog.view(lambda db: blocks.get_bundles(db, self.store.list()))
+        assert known.keys() == set(self.store.list())
+
     def live_blocks(self) -> set[BlockId]:
         found: set[BlockId] = set()
         for bundle_id in self.store.list():
@@ -258,8 +330,7 @@ class Upkeep(HomeWorld):
 
         def load(ref: Any, entry: Any) -> bytes:
             found.add(entry.block)
-            block = self.store.read_blocks(ref.bundle_id, [entry.block])[entry.block]
-            payload = Unsealer().unseal(block, entry.key)
+            payload = Unsealer().unseal(self.block(ref.bundle_id, entry.block), entry.key)
             return payload[entry.offset : entry.offset + entry.length]
 
         for kept in self.current.values():

@@ -36,6 +36,8 @@ from p2pstore.maintenance import (
     Evictor,
     Keeping,
     Ledger,
+    Loop,
+    Merger,
     Others,
     Refetcher,
     Replicator,
@@ -44,6 +46,7 @@ from p2pstore.maintenance import (
 )
 from p2pstore.maintenance.carried import CarriedBundles, keys_of
 from p2pstore.maintenance.index import HeadOrder
+from p2pstore.node.known import Known
 from p2pstore.policy import Holder
 from p2pstore.store import (
     BundleRow,
@@ -156,6 +159,11 @@ class Device(Node):
             ring=self.ring,
             judge=lambda signer, chain: signer not in self.revoked,
         )
+        # As `node` wires it: what was merged is found under its old names.
+        known = Known(self.catalog, tuple)
+        self.shelf._alias_of = known.alias
+        self.shelf._by_tag = known.by_tag
+        self.source._holders = known.holders
         self.collector = Collector(
             catalog=self.catalog,
             store=self.bundles,
@@ -169,6 +177,20 @@ class Device(Node):
             world=self.look,
             clock=self.clock,
             pool=self.world.pool,
+        )
+        self.merger = Merger(
+            catalog=self.catalog,
+            store=self.bundles,
+            ledger=self.ledger,
+            promises=self.promises,
+            author=lambda: Author(self.key, b"", self.group),
+            ring=self.ring,
+            world=self.look,
+            age=self.collector.age,
+            free=lambda: 1 << 40,
+            clock=self.clock,
+            pool=self.world.pool,
+            sleep=self.pause,
         )
 
     def ring(self) -> Keyring:
@@ -369,6 +391,14 @@ class Device(Node):
         for holder in holders:
             assert await self.replicator.serve(holder.node_id)
         self.acknowledge(*holders)
+
+    async def merge(self) -> float | None:
+        """One turn."""
+        loop = Loop("merge", self._no_turn, catalog=self.catalog, clock=self.clock)
+        return await self.merger.turn(loop)
+
+    async def _no_turn(self, _: Loop) -> None:
+        return None
 
     async def evict(self, *rows: BundleRow) -> dict[str, tuple[int, int]]:
         """Why each stays, by reason."""

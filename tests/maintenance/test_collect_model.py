@@ -13,6 +13,7 @@ from p2pstore.content import BundleRef, ChunkList, Entry, FileMeta, Manifest, op
 from p2pstore.ids import BlockId
 from p2pstore.maintenance import recover
 from p2pstore.maintenance.collect.roots import named_by
+from p2pstore.policy import merging
 from p2pstore.store import BundleState, blocks, dying, files, folders
 from tests.maintenance.collecting import DAY, Upkeep, pieces
 
@@ -41,7 +42,10 @@ async def step(home: Upkeep, rng: random.Random, shared: list[bytes]) -> str:
             "pass",
             "turn",
             "turn",
+            "merge",
+            "merge",
             "die",
+            "die in merge",
             "crash",
         ]
     )
@@ -65,6 +69,11 @@ async def step(home: Upkeep, rng: random.Random, shared: list[bytes]) -> str:
         home.pass_days(rng.choice([0.1, 1, 3, 10, 31]))
     elif what == "turn":
         await home.turn()
+    elif what == "merge":
+        await home.merge()
+    elif what == "die in merge":
+        at = rng.randrange(1, 12)
+        return f"die in merge at {at}: {await home.turn_that_dies(at, home.merge)}"
     else:
         home.end_history()
         at = rng.randrange(1, 30)
@@ -74,7 +83,10 @@ async def step(home: Upkeep, rng: random.Random, shared: list[bytes]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_every_version_stays_readable(home: Upkeep, seed: int) -> None:
+async def test_every_version_stays_readable(
+    home: Upkeep, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "FEWEST", 2)
     rng = random.Random(seed)
     shared = pieces(seed)
     done: list[str] = []

@@ -176,3 +176,16 @@ async def test_what_another_device_has_deleted_need_not_be_there_any_more(home: 
     home.catalog.write(partial(_lose, names)).result()
     await days(home, 70)
     assert not any(are_here(home, ids))
+
+
+async def test_what_dies_later_is_looked_for_as_well(home: Upkeep) -> None:
+    other = Other(home)
+    home.put("a", pieces(1)[0])
+    home.put("b", pieces(2)[0])
+    home.told = [other.index()]
+    ids = list(home.bundles_of("b"))
+    home.remove("a")
+    await days(home, 40)  # its manifests were read, for what died of the first one
+    home.remove("b")
+    await days(home, 200)
+    assert all(are_here(home, ids))

@@ -12,6 +12,7 @@ from p2pstore.errors import NoRoom, NotAllowed, Unavailable
 from p2pstore.ids import BundleId, NodeId
 from p2pstore.maintenance import Around, Mover, World
 from p2pstore.maintenance.loops import Loop
+from p2pstore.policy import merging
 from p2pstore.store import BundleState, blocks, copies
 from p2pstore.wire import Move
 from tests.swarm.world import OTHER_GROUP_KEY
@@ -452,3 +453,55 @@ async def test_a_friend_that_leaves_is_relieved_too(group: Group) -> None:
         "proved",
         "released",
     }
+
+
+async def test_what_was_merged_is_let_go_of_by_a_leaver_at_once(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old bundles lie in the trash here for a week: a holder that leaves need not wait for that,
+    and nobody brings them back to copy them elsewhere."""
+    monkeypatch.setattr(merging, "FEWEST", 3)
+    owner, (b, c) = await made(group, 3)
+    a = owner.device
+    olds = [a.protect(f"file {i}") for i in range(3)]
+    await a.copy_to(b, c)
+    group.clock.advance(1.1 * 86_400)
+    await a.merge()
+    await a.copy_to(b, c)
+    await a.merge()
+    assert a.row(olds[0].data).state == BundleState.DEAD
+
+    await ask(b, a, "leaving")
+    owner.others = [c]
+    await owner.turn()
+    assert olds[0].data.bundle_id not in held(b)
+    assert olds[0].data.bundle_id in held(c)
+    assert a.bundles.trash(), "here they stay for their time"
+    while await owner.turn() is not None:
+        pass
+    assert held(b) == set()
+
+
+async def test_a_leaver_keeps_what_was_merged_while_the_new_one_is_not_safe(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "FEWEST", 3)
+    owner, (b, c) = await made(group, 3)
+    a = owner.device
+    olds = [a.protect(f"file {i}") for i in range(3)]
+    await a.copy_to(b, c)
+    group.clock.advance(1.1 * 86_400)
+    await a.merge()
+    await a.copy_to(b, c)
+    await a.merge()
+    (data, _) = (
+        row
+        for row in a.catalog.view(blocks.list_bundles)
+        if a.is_here(row) and a.bundles.index(row.bundle_id).blocks.replaces
+    )
+    a.catalog.write(
+        lambda db: copies.set_state(db, data.id, c.node_id, copies.CopyState.LOST)
+    ).result()
+    await ask(b, a, "leaving")
+    await owner.turn()
+    assert olds[0].data.bundle_id in held(b)

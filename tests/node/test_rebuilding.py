@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from p2pstore.content import BlockEntry, BlockList, BundleHeader, BundleIndex, Replaced
 from p2pstore.errors import PeerUnreachable
-from p2pstore.ids import NodeId
-from p2pstore.maintenance import Loop, rebuild_state
+from p2pstore.ids import BlockId, BundleId, NodeId, PublicKey, Tag
+from p2pstore.maintenance import Loop, aliases, rebuild_state
 from p2pstore.node import rebuilding
 from p2pstore.node.rebuilding import Completing
 from p2pstore.store import BundleState, DiskBundles, blocks
@@ -33,6 +34,8 @@ class Around:
         self.kept: dict[NodeId, list[blocks.BundleRow]] = {A: [], B: []}
         self.rescans = 0
         self.source = Memory(elsewhere)
+        self.lists: dict[NodeId, list[BundleIndex]] = {}
+        self.others: set[PublicKey] = set()  # whose word is not believed
 
     def begin(self) -> Completing:
         """As a new process would."""
@@ -45,7 +48,10 @@ class Around:
             clock=world.clock,
             pool=world.pool,
             source=self.source,
-            pusher=SimpleNamespace(holdings=self.holdings, get_heads=self.heads),
+            pusher=SimpleNamespace(
+                holdings=self.holdings, get_heads=self.heads, merged=self.merged
+            ),
+            is_ours=lambda key: key not in self.others,
             network=SimpleNamespace(
                 holder_ids=lambda: set(self.kept),
                 holders=lambda: [SimpleNamespace(node_id=one) for one in self.connected],
@@ -69,6 +75,13 @@ class Around:
 
     async def heads(self, holder: NodeId) -> Any:
         return SimpleNamespace(heads=())
+
+    async def merged(self, lost: Sequence[BundleId], holder: NodeId) -> AsyncIterator[BundleIndex]:
+        if holder in self.unreachable:
+            raise PeerUnreachable("gone again")
+        for index in self.lists.get(holder, ()):
+            if any(old.bundle_id in lost for old in index.blocks.replaces):
+                yield index
 
     async def turn(self, completing: Completing) -> float:
         loop = Loop("complete", completing.turn, catalog=self.world.catalog, clock=self.world.clock)
@@ -188,6 +201,43 @@ async def test_when_nobody_answers_nothing_is_over(around: Around) -> None:
     assert await around.turn(completing) == rebuilding.GATHER_S, "it is tried again soon"
     assert not around.node.completed.is_set()
     assert rebuild_state(around.world.catalog).pending  # type: ignore[union-attr]
+
+
+def merge_elsewhere(around: Around) -> tuple[BundleIndex, blocks.BundleRow]:
+    """What B keeps is one bundle, into which both were merged."""
+    rows = [*around.kept[A], *around.kept[B]]
+    new = rows[0]._replace(bundle_id=BundleId(b"m" * 32), tag=Tag(b"t" * 20), blocks=2)
+    world = around.world
+    header = BundleHeader(
+        new.bundle_id, world.group.state.group_public, world.group.public, new.kind, 1
+    )
+    entries = tuple(BlockEntry(BlockId(bytes([i]) * 32), 1000) for i in range(2))
+    replaced = tuple(Replaced(row.bundle_id, row.tag) for row in rows)
+    index = BundleIndex(header, BlockList(entries, replaced), b"")
+    around.kept[A], around.kept[B] = [], [new]
+    around.lists[B] = [index]
+    return index, new
+
+
+async def test_what_was_merged_is_found_where_it_is_now(around: Around) -> None:
+    olds = [*around.kept[A], *around.kept[B]]
+    _, new = merge_elsewhere(around)
+    completing = around.begin()
+    around.connected = {A, B}
+    await around.turn(completing)
+    for old in olds:
+        row = around.world.catalog.view(lambda db, old=old: blocks.get_bundle(db, old.bundle_id))
+        assert (row.bundle_id, row.tag, row.state) == (new.bundle_id, new.tag, "evicted")
+    assert around.world.catalog.view(aliases.lost) == []
+
+
+async def test_a_list_of_somebody_else_is_not_believed(around: Around) -> None:
+    olds = [*around.kept[A], *around.kept[B]]
+    index, _ = merge_elsewhere(around)
+    around.others.add(index.header.opener)
+    around.connected = {A, B}
+    await around.turn(around.begin())
+    assert set(around.world.catalog.view(aliases.lost)) == {old.bundle_id for old in olds}
 
 
 async def test_a_lonely_device_waits_for_nobody(around: Around) -> None:

@@ -27,7 +27,7 @@ async def test_no_loop_fails_on_a_node_with_files(place: Place) -> None:
 async def test_a_node_sees_to_its_copies_by_itself(place: Place) -> None:
     async with place.running() as node:
         names = {loop.name for loop in node.maintenance.loops._loops}
-        assert {"audit", "collect", "heal", "renew", "repair", "room", "scrub"} <= names
+        assert {"audit", "collect", "heal", "merge", "renew", "repair", "room", "scrub"} <= names
 
 
 async def test_a_disk_that_rots_is_found_and_said(place: Place) -> None:

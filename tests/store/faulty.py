@@ -10,7 +10,14 @@ from enum import Enum
 
 from nacl.signing import SigningKey
 
-from p2pstore.content import BundleHeader, BundleIndex, LiveMap, SealedBlock, SignedLiveMap
+from p2pstore.content import (
+    BundleHeader,
+    BundleIndex,
+    LiveMap,
+    Replaced,
+    SealedBlock,
+    SignedLiveMap,
+)
 from p2pstore.errors import NoRoom
 from p2pstore.ids import BlockId, BundleId
 from p2pstore.store import BundleStore, OpenBundle, StoreFailed
@@ -163,9 +170,9 @@ class FaultyBundle:
             self._store.fail()
         return self._inner.append(blocks)
 
-    def seal(self) -> BundleIndex:
+    def seal(self, replaces: Sequence[Replaced] = ()) -> BundleIndex:
         self._store.hit()
-        return self._inner.seal()
+        return self._inner.seal(replaces)
 
     def abandon(self) -> None:
         self._inner.abandon()

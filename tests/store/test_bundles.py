@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from p2pstore.content import (
     BUNDLE_BLOCKS,
     BUNDLE_BYTES,
+    Replaced,
     SealedBlock,
     SignedLiveMap,
     block_id_of,
     sign_live_map,
 )
 from p2pstore.errors import IntegrityError, LocalProtocolError, NoRoom
-from p2pstore.ids import BlockId, BundleId
+from p2pstore.ids import BlockId, BundleId, Tag
 from p2pstore.store import (
     BundleDamaged,
     BundleMissing,
@@ -76,6 +77,17 @@ def test_what_seal_returns_is_what_a_reader_finds(store: BundleStore) -> None:
     assert found.header == header()
     assert [entry.block_id for entry in found.blocks.entries] == [one.block_id for one in made]
     assert found == index
+
+
+def test_a_bundle_says_for_which_ones_it_answers(store: BundleStore) -> None:
+    bundle = store.create(header(), KEY)
+    bundle.append(blocks(2))
+    old = (
+        Replaced(BundleId(b"o" * 32), Tag(b"t" * 20)),
+        Replaced(BundleId(b"p" * 32), Tag(b"u" * 20)),
+    )
+    bundle.seal(old)
+    assert store.index(header().bundle_id).blocks.replaces == old
 
 
 def test_many_small_blocks_need_several_calls_and_come_back(store: BundleStore) -> None:

@@ -391,6 +391,16 @@ def test_a_merged_bundle_answers_for_the_old_ones(store: HeldStore, open_store: 
     assert store.resolve(BundleId(bytes(32))) is None
 
 
+def test_one_that_was_merged_twice_is_found_in_what_is_left(store: HeldStore) -> None:
+    old = Replaced(BundleId(b"o" * 32), Tag(b"p" * 20))
+    first, _ = put(store, "first", replaces=(old,))
+    second, _ = put(store, "second", replaces=(old,))
+    store.release(second.header.bundle_id)
+    assert store.resolve(old.bundle_id) == store.find_tag(old.tag) == first.header.bundle_id
+    store.release(first.header.bundle_id)
+    assert store.resolve(old.bundle_id) is store.find_tag(old.tag) is None
+
+
 # Locks
 
 

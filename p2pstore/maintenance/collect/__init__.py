@@ -14,6 +14,8 @@
                removed, and let go of at each holder (7 more days in its trash); who does not
                answer is asked again; when no holder is left the rows go
     indexes    what only a superseded index lay in goes the same way, 7 days after it
+    merged     what was merged into another bundle is dead at once (`merge`), and let go of while
+               that one has as many copies
 
 An error while anything is read ends the turn and nothing is concluded: it never means "empty". So
 do a rebuild whose lists could not all be read, and one that is less than 30 days ago. Only while

@@ -18,7 +18,7 @@ from p2pstore.ids import BundleId, NodeId, short
 from p2pstore.ingest import Author
 from p2pstore.maintenance.age import Age
 from p2pstore.maintenance.collect.others import Others
-from p2pstore.maintenance.collect.roots import Roots
+from p2pstore.maintenance.collect.roots import Roots, merged_into
 from p2pstore.maintenance.collect.seeing import Ripe, Say, Seeing
 from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.index import superseded_since
@@ -38,6 +38,7 @@ from p2pstore.store import (
     dying,
     folders,
     journal,
+    merged,
 )
 from p2pstore.swarm import OwnPromises, Pusher
 from p2pstore.threads import in_thread
@@ -103,6 +104,7 @@ class Collector:
         await in_thread(self._pool, self._seeing.look, roots, age, say, is_stopped)
         ripe = await in_thread(self._pool, self._seeing.ripe, age)
         superseded = await in_thread(self._pool, self._superseded)
+        superseded += await in_thread(self._pool, self._replaced)
         if not (ripe or superseded):
             return await self._let_go(age)
         is_told: bool = await in_thread(self._pool, self._is_told)
@@ -130,6 +132,10 @@ class Collector:
     def _is_dead(self, row: BundleRow) -> bool:
         now = self._catalog.view(partial(_by_id, row))
         return now is not None and now.state == BundleState.DEAD
+
+    def age(self) -> int:
+        """What the days of dying are counted by, in ms. Blocks on the catalog."""
+        return self._age.now()
 
     # -- whether ----------------------------------------------------------------------------------
 
@@ -166,11 +172,14 @@ class Collector:
         ripe = [one for one in ripe if one.since < shown]
         if not ripe:
             return []
-        ours = {one.row.bundle_id for one in ripe}
-        named = await in_thread(self._pool, self._others.named, local, ours)
+        names = {one.row.bundle_id: one.row.bundle_id for one in ripe}
+        numbers = [one.row.id for one in ripe]
+        names |= await in_thread(self._pool, self._catalog.view, partial(merged_into, numbers))
+        named = await in_thread(self._pool, self._others.named, local, names.keys())
         blocks_of: dict[BundleId, set[bytes]] = {}
         for bundle_id, block_id in named:
-            blocks_of.setdefault(bundle_id, set()).add(block_id)
+            if bundle_id in names:
+                blocks_of.setdefault(names[bundle_id], set()).add(block_id)
         left: list[Ripe] = []
         for one in ripe:
             if await in_thread(self._pool, self._is_named, one, blocks_of.get(one.row.bundle_id)):
@@ -204,6 +213,10 @@ class Collector:
             return list(rows.values())
 
         return [Ripe(row, 0, 0, frozenset()) for row in self._catalog.view(look)]
+
+    def _replaced(self) -> list[Ripe]:
+        """What was merged into another bundle, though its row is not dead."""
+        return [Ripe(row, 0, 0, frozenset()) for row in self._catalog.view(merged.replaced)]
 
     # -- what is dead here ------------------------------------------------------------------------
 
@@ -301,20 +314,26 @@ class Collector:
         forgotten = 0
         for row, since in await in_thread(self._pool, self._catalog.view, dying.all_dead):
             try:
-                if await in_thread(self._pool, self._may_release, row, age - since >= TRASH_MS):
+                is_over = age - since >= TRASH_MS
+                if await in_thread(self._pool, self._may_release, row, is_over, world):
                     await self._release(row, world)
                     forgotten += await self._catalog.awrite(partial(_forget, row))
             except P2PStoreError as exc:
                 log.info("Bundle %s is let go of later: %s", short(row.bundle_id), exc)
         return forgotten
 
-    def _may_release(self, row: BundleRow, is_over: bool) -> bool:
+    def _may_release(self, row: BundleRow, is_over: bool, world: World) -> bool:
         is_in_trash = row.bundle_id in self._store.trash()
         if self._catalog.view(lambda db: dying.is_needed(db, row.id)):
             if is_in_trash:
                 self._store.from_trash(row.bundle_id)
             state = BundleState.SEALED if self._store.has(row.bundle_id) else BundleState.EVICTED
             self._catalog.write(lambda db: dying.revive(db, row.id, state)).result()
+            return False
+        if self._store.has(row.bundle_id):  # a merge was interrupted just then
+            self._store.to_trash(row.bundle_id)
+            return False
+        if not self._ledger.is_made_up_for(world, row, self._store):
             return False
         if is_in_trash and is_over:
             self._store.purge(row.bundle_id)
@@ -398,6 +417,8 @@ def _dead(row: BundleRow, intent: int, age: int, db: sqlite3.Connection) -> bool
 
 def _bury(row: BundleRow, age: int, db: sqlite3.Connection) -> bool:
     """Of a bundle that is not here: its holders may let it go at once, they have a trash too."""
+    if dying.may_stand_for_lost(db, row):
+        return False
     if not dying.bury(db, row.id, age, only_from=BundleState.EVICTED):
         _drop_marks(db, row)
         return False

@@ -62,8 +62,10 @@ class Others:
         self._heads = heads
         self._ring = ring
         self._judge = judge
-        # What a manifest names of ours, by the place of its block: indexes of a device share most.
+        # What a manifest names of these bundles of ours, by the place of its block: indexes of a
+        # device share most. Of other bundles it says nothing.
         self._read: dict[tuple[BlockId, int], Named] = {}
+        self._ours: frozenset[BundleId] = frozenset()
 
     async def ask(self, age_ms: int) -> int:
         """Have all show what they have; since when all of them have at the least: 0 is never."""
@@ -85,6 +87,8 @@ class Others:
 
     def named(self, local: Local, ours: Collection[BundleId]) -> Named:
         """Blocks of our bundles that others name. Blocks; Unavailable when one cannot be read."""
+        if not self._ours.issuperset(ours):
+            self._read, self._ours = {}, frozenset(ours)
         found: set[tuple[BundleId, BlockId]] = set()
         read: dict[tuple[BlockId, int], Named] = {}
         for raw in self._heads():
@@ -93,7 +97,7 @@ class Others:
                 continue
             lines = decode_lines(_contents(manifest, local))
             while batch := list(islice(lines, BATCH)):
-                read.update(self._of_lines(batch, local, ours))
+                read.update(self._of_lines(batch, local))
         for names in read.values():
             found |= names
         self._read = read  # what no index has any more is forgotten
@@ -111,7 +115,7 @@ class Others:
         return open_manifest(head.manifest, self._ring()).manifest
 
     def _of_lines(
-        self, lines: Sequence[IndexLine], local: Local, ours: Collection[BundleId]
+        self, lines: Sequence[IndexLine], local: Local
     ) -> dict[tuple[BlockId, int], Named]:
         places: list[Place] = [(line.ref, line.entry) for line in lines if line.ref and line.entry]
         gone = {
@@ -131,17 +135,15 @@ class Others:
                 continue  # a deleted file, whose days over there are over
             if raw is None:
                 raise Unavailable("A manifest that another device's index names cannot be read.")
-            found[entry.block, entry.offset] = self._of_manifest(raw, place, local, ours)
+            found[entry.block, entry.offset] = self._of_manifest(raw, place, local)
         return found
 
-    def _of_manifest(
-        self, raw: bytes, place: Place, local: Local, ours: Collection[BundleId]
-    ) -> Named:
+    def _of_manifest(self, raw: bytes, place: Place, local: Local) -> Named:
         manifest = open_manifest(raw, self._ring()).manifest
         names = frozenset(
             (ref.bundle_id, entry.block)
             for ref, entry in named_by(manifest, place, local.load)
-            if ref.bundle_id in ours
+            if ref.bundle_id in self._ours
         )
         return names or _NOTHING
 

@@ -21,7 +21,7 @@ from p2pstore.content import (
 )
 from p2pstore.ids import BlockId, BundleId
 from p2pstore.maintenance.filing import Place
-from p2pstore.store import BundleRow, Catalog, dying
+from p2pstore.store import BundleRow, Catalog, blocks, dying, merged
 
 Load = Callable[[BundleRef, Entry], bytes]
 
@@ -61,6 +61,8 @@ class Roots:
         needs it has no manifest, or not any more: nothing can be said of it now."""
         kinds = {row.id: row.kind for row in rows}
         found: dict[BundleId, set[BlockId]] = {row.bundle_id: set() for row in rows}
+        for old, new in self._catalog.view(partial(merged_into, [row.id for row in rows])).items():
+            found[old] = found[new]  # a manifest goes on naming what was merged
         unclear: set[int] = set()
         for needs, read in (
             (dying.references, dying.of_files),
@@ -85,6 +87,16 @@ class Roots:
             named = found.get(ref.bundle_id)
             if named is not None:
                 named.add(entry.block)
+
+
+def merged_into(bundles: Sequence[int], db: sqlite3.Connection) -> dict[BundleId, BundleId]:
+    """Old id -> the id of that of these bundles in which its blocks lie now."""
+    found: dict[BundleId, BundleId] = {}
+    for number in bundles:
+        row = blocks.by_rowid(db, number)
+        if row is not None:
+            found.update((name, row.bundle_id) for name in merged.names(db, number))
+    return found
 
 
 def _read(

@@ -45,7 +45,7 @@ from p2pstore.maintenance.filing.rows import (
     place_in,
 )
 from p2pstore.placement import SUFFIX
-from p2pstore.store import Catalog, FileRow, State, blocks, files
+from p2pstore.store import Catalog, FileRow, State, blocks, files, merged
 
 log = logging.getLogger(__name__)
 
@@ -385,7 +385,7 @@ class Filer:
             return
         place = self._housing.place_in(db, old.manifest)
         references = dict(self._needs.of(opened.manifest, place))
-        for row in blocks.get_bundles(db, old.meta).values():
+        for row in merged.where(db, old.meta).values():
             if row.kind == Kind.META:
                 references[row.bundle_id] = BundleRef(row.bundle_id, row.tag), Kind.META
         own = opened.signer == self._me

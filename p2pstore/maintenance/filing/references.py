@@ -94,7 +94,7 @@ class Housing:
     def place_in(self, db: sqlite3.Connection, raw: bytes) -> Place | None:
         sealed = self._seal(raw)
         bundle_id = self._local.where(sealed.block_id)
-        row = blocks.get_bundle(db, bundle_id) if bundle_id is not None else None
+        row = blocks.exactly(db, bundle_id) if bundle_id is not None else None
         if bundle_id is None or row is None:
             return None
         return BundleRef(bundle_id, row.tag), Entry(sealed.block_id, 0, sealed.key, 0, len(raw))

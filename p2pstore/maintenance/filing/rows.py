@@ -34,6 +34,7 @@ from p2pstore.store import (
     State,
     blocks,
     files,
+    merged,
 )
 
 Report = Callable[[int], None]
@@ -135,7 +136,7 @@ class Rows:
             if one.retired and one.raw:
                 # As if it were deleted now: its days in the history begin again.
                 self._restore_history(db, number, one)
-        dedup = [row for one in fresh for row in self._dedup(one)]
+        dedup = [row for one in fresh for row in self._dedup(db, one)]
         if dedup:
             blocks.insert_dedup(db, dedup)
 
@@ -185,6 +186,11 @@ class Rows:
     def _bundle(
         self, db: sqlite3.Connection, folder: int, ref: BundleRef, kind: Kind, *, own: bool
     ) -> int:
+        into = merged.into(db, ref.bundle_id)
+        if into is not None:
+            change = "UPDATE bundles SET folder=? WHERE id=? AND folder IS NULL"
+            db.execute(change, (folder, into))
+            return into
         number = self._bundles.get(ref.bundle_id)
         if number is None:
             row = BundleRow(
@@ -196,16 +202,19 @@ class Rows:
             db.execute("UPDATE bundles SET tag=?, folder=? WHERE id=?", (ref.tag, folder, number))
         return number
 
-    def _dedup(self, one: Filed) -> Iterator[DedupRow]:
+    def _dedup(self, db: sqlite3.Connection, one: Filed) -> Iterator[DedupRow]:
         """Rows for chunks whose block lies in a bundle here that this device opened."""
-        for bundle_id, entry, fingerprint in one.chunks:
+        rows = merged.where(db, list({chunk.bundle_id for chunk in one.chunks}))
+        for named, entry, fingerprint in one.chunks:
+            if named not in rows:
+                continue
+            bundle_id, number = rows[named].bundle_id, rows[named].id
             try:
                 index, live = self._store.index(bundle_id), self._store.live_map(bundle_id)
             except (Unavailable, IntegrityError):
                 continue
             at = index.blocks.find(entry.block)
             if at is not None and live.is_live(at) and index.header.opener == self._me:
-                number = self._bundles[bundle_id]
                 yield DedupRow(
                     fingerprint, number, at, entry.block, entry.key, entry.offset, entry.length
                 )

@@ -91,7 +91,7 @@ class Table:
         self._order: dict[GroupId, list[BundleId]] = {}
         self._used: dict[GroupId, int] = {}
         self._tags: dict[Tag, list[BundleId]] = {}
-        self._aliases: dict[BundleId, BundleId] = {}
+        self._aliases: dict[BundleId, list[BundleId]] = {}  # one may be merged more than once
 
     # -- finding ---------------------------------------------------------------------------------
 
@@ -123,8 +123,7 @@ class Table:
         with self.lock:
             if self.has(bundle_id):
                 return bundle_id
-            other = self._aliases.get(bundle_id)
-            return other if other is not None and self.has(other) else None
+            return next((one for one in self._aliases.get(bundle_id, ()) if self.has(one)), None)
 
     def find_tag(self, tag: Tag, group: GroupId | None) -> BundleId | None:
         with self.lock:
@@ -186,7 +185,7 @@ class Table:
             for tag in _tags_of(entry.side):
                 self._tags.setdefault(tag, []).append(bundle_id)
             for old in entry.side.replaces:
-                self._aliases[old.bundle_id] = bundle_id
+                self._aliases.setdefault(old.bundle_id, []).append(bundle_id)
 
     def remove(self, bundle_id: BundleId) -> None:
         with self.lock:
@@ -201,7 +200,8 @@ class Table:
                 if not self._tags[tag]:
                     del self._tags[tag]
             for old in entry.side.replaces:
-                if self._aliases.get(old.bundle_id) == bundle_id:
+                self._aliases[old.bundle_id].remove(bundle_id)
+                if not self._aliases[old.bundle_id]:
                     del self._aliases[old.bundle_id]
 
     def change(
