@@ -64,17 +64,17 @@ def look_at_all(
 
     Given empty `findings`, it fills these: their directories are good from the moment they appear.
     """
-    known = {
-        (row[0] + SUFFIX if row[5] == State.PLACEHOLDER else row[0]): row
-        for row in catalog.view(lambda db: list(files.identities(db, folder, below)))
-    }
+    rows = catalog.view(lambda db: list(files.identities(db, folder, below)))
+    known = {row[0] + SUFFIX if row[5] == "placeholder" else row[0]: row for row in rows}
+    # Unchanged or not, these are told: that they are there matters to their neighbours.
+    marked = {name: known.pop(name) for name in [*filter(_is_mark, known)]}
     findings = Findings() if findings is None else findings
-    for seen in scan(root.fd, below=below):
+    for seen in scan(root.fd, below=below, known=known):
         if isinstance(seen, Unread):
             findings.unread.append(seen)
         else:
-            _sort(seen, known, findings)
-    _conclude(known, findings)
+            _sort(seen, marked if seen.path in marked else known, findings)
+    _conclude(known | marked, findings)
     return findings
 
 
@@ -157,7 +157,7 @@ def _sort(seen: Seen, known: dict[bytes, files.IdentityRow], findings: Findings)
         if marks_repository(name):
             findings.repositories.add(parent)
         return
-    if path[path.rfind(b"/") + 1] in _MARKS:
+    if _is_mark(path):
         parent, _, name = path.rpartition(b"/")
         findings.siblings.setdefault(parent, set()).add(name)
     row = known.pop(path, None)
@@ -174,6 +174,10 @@ def _sort(seen: Seen, known: dict[bytes, files.IdentityRow], findings: Findings)
         findings.links.append(seen)
     else:
         findings.others.append(seen)
+
+
+def _is_mark(path: bytes) -> bool:
+    return path[path.rfind(b"/") + 1] in _MARKS
 
 
 def _conclude(known: dict[bytes, files.IdentityRow], findings: Findings) -> None:

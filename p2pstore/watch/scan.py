@@ -14,10 +14,10 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from p2pstore import syscalls
 
@@ -25,6 +25,9 @@ OWN_DIRECTORY = b".p2pstore"  # ours in every watched folder, never looked into
 
 AT_A_TIME = 512  # entries held at once: a directory may have millions
 _GONE = frozenset((errno.ENOENT, errno.ESTALE))
+
+# By path, what lay there: (..., ino, size, mtime_ns, ctime_ns, ...) from the second value on.
+Known = MutableMapping[bytes, tuple[Any, ...]]
 
 
 class Seen(NamedTuple):
@@ -54,10 +57,12 @@ def scan(
     *,
     below: bytes = b"",
     prune: AbstractSet[bytes] = frozenset((OWN_DIRECTORY,)),
+    known: Known | None = None,
 ) -> Iterator[Seen | Unread]:
     """Every entry beneath `root` (a path or a directory's descriptor): files, links, directories.
 
-    `below`: only this directory of it. `prune`: names that are neither told nor entered.
+    `below`: only this directory of it. `prune`: names that are neither told nor entered. `known`:
+    an entry that is as it stands there is taken out of it and not told.
     A directory comes before what is in it. One on another device is told and not entered.
     OSError when `root` itself cannot be opened; ENOENT of `below` is an Unread.
     """
@@ -67,14 +72,14 @@ def scan(
         # O_NOFOLLOW: a root that became a link is not the folder that was added.
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for found in _scan(root_fd, below.strip(b"/"), prune):
+        for found in _scan(root_fd, below.strip(b"/"), prune, {} if known is None else known):
             yield from found
     finally:
         os.close(root_fd)
 
 
 def _scan(
-    root_fd: int, below: bytes, prune: AbstractSet[bytes]
+    root_fd: int, below: bytes, prune: AbstractSet[bytes], known: Known
 ) -> Iterator[Sequence[Seen | Unread]]:
     device = os.fstat(root_fd).st_dev
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
@@ -88,7 +93,7 @@ def _scan(
             continue
         try:
             if os.fstat(fd).st_dev == device:
-                for found in _entries(fd, directory, prune):
+                for found in _entries(fd, directory, prune, known):
                     for seen in found:
                         if type(seen) is Seen and stat.S_ISDIR(seen.mode) and seen.dev == device:
                             waiting.append(seen.path)
@@ -98,7 +103,7 @@ def _scan(
 
 
 def _entries(
-    fd: int, directory: bytes, prune: AbstractSet[bytes]
+    fd: int, directory: bytes, prune: AbstractSet[bytes], known: Known
 ) -> Iterator[Sequence[Seen | Unread]]:
     """What is in one directory, some hundred entries at a time: a step for each costs as much."""
     prefix = directory + b"/" if directory else b""
@@ -117,22 +122,14 @@ def _entries(
                     if exc.errno not in _GONE:  # gone since it was listed: then it is gone
                         found.append(Unread(prefix + name, exc))
                     continue
-                found.append(
-                    new(
-                        Seen,
-                        (
-                            prefix + name,
-                            st.st_ino,
-                            st.st_dev,
-                            st.st_mode,
-                            st.st_nlink,
-                            st.st_uid,
-                            st.st_size,
-                            st.st_mtime_ns,
-                            st.st_ctime_ns,
-                        ),
-                    )
-                )
+                path, ino, size = prefix + name, st.st_ino, st.st_size
+                mtime_ns, ctime_ns = st.st_mtime_ns, st.st_ctime_ns
+                was = known.get(path)
+                if was is not None and was[1:5] == (ino, size, mtime_ns, ctime_ns):
+                    del known[path]
+                    continue
+                about = (st.st_dev, st.st_mode, st.st_nlink, st.st_uid)
+                found.append(new(Seen, (path, ino, *about, size, mtime_ns, ctime_ns)))
                 if len(found) == AT_A_TIME:
                     yield found
                     found = []

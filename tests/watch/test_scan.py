@@ -60,6 +60,20 @@ def test_fields_are_those_of_lstat(tmp_path: Path) -> None:
         assert isinstance(entry, Seen)
 
 
+def test_what_is_as_it_was_is_not_told(tmp_path: Path) -> None:
+    tree(tmp_path)
+    known = {
+        entry.path: (0, entry.ino, entry.size, entry.mtime_ns, entry.ctime_ns, "more")
+        for entry in scan(tmp_path)
+        if isinstance(entry, Seen) and stat.S_ISREG(entry.mode)
+    }
+    known[b"gone"] = (0, 1, 2, 3, 4, "more")
+    (tmp_path / "a" / "one").write_bytes(b"22")
+    (tmp_path / "new").write_bytes(b"")
+    assert paths(scan(tmp_path, known=known)) == {b"a", b"a/b", b"a/one", b"empty", b"new"}
+    assert set(known) == {b"a/one", b"gone"}
+
+
 def test_descriptor_serves_as_root_and_stays_open(tmp_path: Path) -> None:
     tree(tmp_path)
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
