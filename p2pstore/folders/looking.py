@@ -26,7 +26,7 @@ from p2pstore.store import FileRow, State, files
 log = logging.getLogger(__name__)
 
 LOOKS_APART_S = 2.0  # while batches run: they make most of the hints
-LOOK_SHARE = 10  # ... and a large folder is not looked at for most of the time
+LOOK_SHARE = 30  # ... and a large folder is not looked at for most of the time
 LOOKS_APART_MOST_S = 30.0
 FOUND_S = 0.05  # between two looks at which directories a scan has found
 OPENS_AT_A_TIME = 500  # directories watched before other work of the loop gets its turn
