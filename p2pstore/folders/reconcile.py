@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sqlite3
 import stat as stat_module
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 from p2pstore.content import MAX_READ
@@ -110,19 +108,18 @@ def look_at(root: Root, catalog: Catalog, folder: int, paths: Iterable[bytes]) -
         for row in rows.values()
         if row.state != State.DELETED
     }
+    vanished: list[bytes] = []
     for path, seen in plain:
         if seen is not None:
             _sort(seen, known, findings)
-        elif path not in known and catalog.view(partial(_any_below, folder, path)):
-            # A directory that was here: what was below it is gone, or moved.
-            _merge(findings, look_at_all(root, catalog, folder, below=path))
+        elif path not in known:
+            vanished.append(path)
+    for path in catalog.view(lambda db: files.with_some_below(db, folder, vanished)):
+        # A directory that was here: what was below it is gone, or moved.
+        _merge(findings, look_at_all(root, catalog, folder, below=path))
     touched = {path for path, _ in plain}
     _conclude({name: row for name, row in known.items() if name in touched}, findings)
     return findings
-
-
-def _any_below(folder: int, path: bytes, db: sqlite3.Connection) -> bool:
-    return bool(files.page(db, folder, path, limit=1))
 
 
 def still(root: Root, paths: Iterable[bytes]) -> dict[bytes, Seen]:

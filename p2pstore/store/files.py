@@ -237,6 +237,18 @@ def walk(
         after = rows[-1].path
 
 
+def with_some_below(
+    db: sqlite3.Connection, folder: int, directories: Iterable[bytes]
+) -> list[bytes]:
+    """Those of the directories beneath which the catalog has something that is not deleted."""
+    query = "SELECT 1 FROM files WHERE folder=? AND path>=? AND path<? AND state<>'deleted' LIMIT 1"
+    return [
+        directory
+        for directory in directories
+        if db.execute(query, (folder, *below(directory))).fetchone()
+    ]
+
+
 def identities(
     db: sqlite3.Connection, folder: int, directory: bytes = b""
 ) -> Iterator[IdentityRow]:

@@ -101,6 +101,13 @@ def test_identities_leave_deletions_out(db: sqlite3.Connection, folder: int) -> 
     assert files.identity(db, folder, b"a") == Identity(b"a", 1, 2, 3, 4, "protected", ids[0])
 
 
+def test_directories_with_something_below(db: sqlite3.Connection, folder: int) -> None:
+    ids = files.upsert_many(db, [row(folder, b"here/a"), row(folder, b"gone/a"), row(folder, b"b")])
+    files.retire(db, ids[1], b"v", 5)
+    asked = [b"here", b"gone", b"b", b"never"]
+    assert files.with_some_below(db, folder, asked) == [b"here"]
+
+
 def test_counts_by_state_and_reason(db: sqlite3.Connection, folder: int) -> None:
     files.upsert_many(
         db,
