@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +14,24 @@ from p2pstore.store import State
 
 Progress = Callable[[dict[str, Any]], None]
 POLL_S = 0.2
+COUNT_SHARE = 30  # of all time one part goes into counting rows, however many there are
 MOST_LEFT = 1000  # files whose reason is told one by one
 
 
 async def wait(folder: Folder, progress: Progress) -> dict[str, Any]:
     """Until every present file is replaced or has a reason to stay; then the report."""
+    due = 0.0
     while True:
-        said = await folder.in_thread(_progress, folder)
         if folder.missing_since is not None:
             raise Unavailable(f"{folder.path} is not there.")
         if folder.is_paused:
             raise Unavailable(f"{folder.path} is paused: {folder.entry.paused}")
         if folder.is_settled():
             return await folder.in_thread(_report, folder)
-        progress(said)
+        began = time.monotonic()
+        if began >= due:
+            progress(await folder.in_thread(_progress, folder))
+            due = began + COUNT_SHARE * (time.monotonic() - began)
         await asyncio.sleep(POLL_S)
 
 

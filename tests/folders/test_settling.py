@@ -24,6 +24,7 @@ async def test_while_files_come_to_rest_it_says_so(watched: Watched) -> None:
 
 async def test_a_large_file_shows_how_far_it_is(watched: Watched, monkeypatch: Any) -> None:
     monkeypatch.setattr(settling, "POLL_S", 0.001)
+    monkeypatch.setattr(settling, "COUNT_SHARE", 0)
     size = 6 * reading.WINDOW
     watched.world.write("large", bytes(range(256)) * (size // 256))
     heard: Heard = []
