@@ -50,6 +50,10 @@ def disk_name(path: bytes, state: str) -> bytes:
     return path + SUFFIX if state == State.PLACEHOLDER else path
 
 
+def _by_disk_name(rows: Iterable[files.IdentityRow]) -> dict[bytes, files.IdentityRow]:
+    return {disk_name(row[0], row[5]): row for row in rows}
+
+
 def look_at_all(
     root: Root,
     catalog: Catalog,
@@ -62,8 +66,7 @@ def look_at_all(
 
     Given empty `findings`, it fills these: their directories are good from the moment they appear.
     """
-    rows = catalog.view(lambda db: list(files.identities(db, folder, below)))
-    known = {row[0] + SUFFIX if row[5] == "placeholder" else row[0]: row for row in rows}
+    known = _by_disk_name(catalog.view(lambda db: list(files.identities(db, folder, below))))
     # Unchanged or not, these are told: that they are there matters to their neighbours.
     marked = {name: known.pop(name) for name in [*filter(_is_mark, known)]}
     findings = Findings() if findings is None else findings
@@ -94,20 +97,7 @@ def look_at(root: Root, catalog: Catalog, folder: int, paths: Iterable[bytes]) -
             else:
                 plain.append((path, seen))
     logical = {path for path, _ in plain} | {path.removesuffix(SUFFIX) for path, _ in plain}
-    rows = catalog.view(lambda db: files.get_many(db, folder, sorted(logical)))
-    known = {
-        disk_name(row.path, row.state): (
-            row.path,
-            row.ino,
-            row.size,
-            row.mtime_ns,
-            row.ctime_ns,
-            row.state,
-            row.id,
-        )
-        for row in rows.values()
-        if row.state != State.DELETED
-    }
+    known = _by_disk_name(catalog.view(lambda db: files.identities_at(db, folder, sorted(logical))))
     vanished: list[bytes] = []
     for path, seen in plain:
         if seen is not None:

@@ -265,6 +265,14 @@ def identities(
     return db.execute(query, (folder, directory, low, high))
 
 
+def identities_at(db: sqlite3.Connection, folder: int, paths: Sequence[bytes]) -> list[IdentityRow]:
+    """The same of those paths only."""
+    query = (
+        f"SELECT {_IDENTITY} FROM files WHERE folder=? AND state<>'deleted' AND path IN ({{keys}})"
+    )
+    return list(rows_in(db, query, paths, (folder,)))
+
+
 def identity(db: sqlite3.Connection, folder: int, path: bytes) -> Identity | None:
     query = f"SELECT {_IDENTITY} FROM files WHERE folder=? AND path=?"
     row = db.execute(query, (folder, path)).fetchone()

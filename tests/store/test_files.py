@@ -98,6 +98,8 @@ def test_identities_leave_deletions_out(db: sqlite3.Connection, folder: int) -> 
     )
     files.retire(db, ids[1], b"v", 5)
     assert list(files.identities(db, folder)) == [(b"a", 1, 2, 3, 4, "protected", ids[0])]
+    assert files.identities_at(db, folder, [b"b", b"c"]) == []
+    assert files.identities_at(db, folder, [b"a", b"b"]) == list(files.identities(db, folder))
     assert files.identity(db, folder, b"a") == Identity(b"a", 1, 2, 3, 4, "protected", ids[0])
 
 
