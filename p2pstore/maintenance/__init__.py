@@ -30,6 +30,7 @@ from p2pstore.maintenance.room import RoomMaker
 from p2pstore.maintenance.scrub import Scrubber
 from p2pstore.maintenance.service import Maintenance, Swarm
 from p2pstore.maintenance.strays import take_in
+from p2pstore.maintenance.surplus import Surplus
 from p2pstore.maintenance.verify import Problem
 from p2pstore.maintenance.world import World
 
@@ -70,6 +71,7 @@ __all__ = [
     "Reporter",
     "RoomMaker",
     "Scrubber",
+    "Surplus",
     "Swarm",
     "World",
     "aliases",

@@ -51,6 +51,15 @@ class Lacking(NamedTuple):
     has_taker: bool  # somebody who is connected could take another one
 
 
+class Crowded(NamedTuple):
+    """A bundle with more copies than it is to have."""
+
+    row: BundleRow
+    copies: Sequence[Copy]
+    min_copies: int
+    target: int
+
+
 class Ledger:
     """Reads facts for many bundles at a time."""
 
@@ -183,6 +192,30 @@ class Ledger:
                         known = copies_of(world, row, copies.of_bundle(db, row.id))
                         found.append(Lacking(row, known, low, goal, bool(taker)))
             return found[:limit]
+
+        return self._catalog.view(look)
+
+    def crowded(self, world: World, limit: int) -> list[Crowded]:
+        """Bundles of ours, here or not, with more copies that count than their target."""
+        settings = self.settings()
+
+        def look(db: sqlite3.Connection) -> list[Crowded]:
+            found: list[Crowded] = []
+            for kind in (Kind.META, Kind.DATA):
+                rules = _Rules(settings, is_meta=kind == Kind.META, eligible=world.eligible)
+                query = (
+                    f"SELECT {COLUMNS}, {counted(world)} AS n FROM bundles b"
+                    f" WHERE b.state IN ('sealed', 'evicted') AND {OURS} AND b.kind=:kind"
+                    f" AND n>{rules.in_sql} ORDER BY b.id LIMIT :most"
+                )
+                values = {**parameters(world), "kind": int(kind), "most": limit}
+                for *fields, count in db.execute(query, values).fetchall():
+                    row = BundleRow(*fields)
+                    low, goal = rules.both(db, row)
+                    if count > goal:
+                        known = copies_of(world, row, copies.of_bundle(db, row.id))
+                        found.append(Crowded(row, known, low, goal))
+            return found
 
         return self._catalog.view(look)
 

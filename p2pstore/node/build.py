@@ -49,6 +49,7 @@ from p2pstore.maintenance import (
     Replicator,
     RoomMaker,
     Scrubber,
+    Surplus,
     Swarm,
     ensure_catalog,
     rebuild_state,
@@ -75,7 +76,7 @@ BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while
 MOVE_S = RELIEF_S = REPAIR_S = ROOM_S = 60.0  # between two looks when nothing happens
 AUDIT_S = 600.0
 RENEW_S = 86_400.0
-HEAL_S = LAPSE_S = MERGE_S = 3600.0
+HEAL_S = LAPSE_S = MERGE_S = SURPLUS_S = 3600.0
 NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -197,6 +198,15 @@ class Node:
             self.handing,
             free=lambda: self.room.free(home.path),
             me=self.group.node_id,
+            pool=self.net_pool,
+        )
+        self.surplus = Surplus(
+            catalog=self.catalog,
+            ledger=Ledger(self.catalog),
+            pusher=self.pusher,
+            world=self.maintenance.world,
+            connected=self._holders_connected,
+            clock=self.clock,
             pool=self.net_pool,
         )
         self.lapser = Lapser(
@@ -448,6 +458,7 @@ class Node:
         self.relief.woken_by(loops.add("relief", self.relief.turn, period_s=RELIEF_S).wake)
         self.handing.then(self.relief.asks_anew)
         loops.add("lapse", self.lapser.turn, period_s=LAPSE_S)
+        loops.add("surplus", self.surplus.turn, period_s=SURPLUS_S)
         self.shares.woken_by(loops.add("shares", self._shares_turn).wake)
 
     async def _shares_turn(self, _: Loop) -> float | None:
