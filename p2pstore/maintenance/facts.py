@@ -21,7 +21,7 @@ from p2pstore.maintenance.world import World
 from p2pstore.policy import Copy, Facts, Holder, choose_holders
 from p2pstore.policy import counted as counted_copies
 from p2pstore.policy import target as target_of
-from p2pstore.store import BundleRow, BundleState, Catalog, State, blocks, copies, folders
+from p2pstore.store import BundleRow, BundleState, Catalog, State, blocks, copies, folders, journal
 
 EVICTABLE = frozenset((State.PLACEHOLDER, State.PROTECTED))
 WHY_NOT = {State.HYDRATING: "being brought back", State.CONFLICT: "in conflict"}
@@ -357,10 +357,14 @@ def _lacking(world: World, holder: NodeId) -> str:
     """Bundles of ours of which that holder has no good copy, and is not asking to be rid of it."""
     who = world.holders.get(holder, Holder(holder, "device"))
     moving = "SELECT 1 FROM copies c WHERE c.bundle=b.id AND c.holder=:holder AND c.state='moving'"
-    once = f"SELECT 1 FROM roots r WHERE r.bundle=b.id AND r.root GLOB '{blocks.ONCE}*'"
+    kept = "SELECT 1 FROM roots r WHERE r.bundle=b.id AND r.root GLOB '{}*'"
+    once = kept.format(blocks.ONCE)
+    # What is shared travels with its grants, which there are when all of it has been written.
+    begun = kept.format(journal.ROOT)
     return (
         f"FROM bundles b WHERE b.id>:after AND b.state='sealed' AND {OURS} AND b.kind=:kind"
         f" AND NOT {is_at(who)} AND NOT EXISTS ({moving}) AND NOT EXISTS ({once})"
+        f" AND NOT (b.folder IS NULL AND EXISTS ({begun}))"
     )
 
 

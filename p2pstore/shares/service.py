@@ -19,11 +19,10 @@ import sqlite3
 import stat
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
-from functools import partial
-from typing import BinaryIO, Final
+from contextlib import asynccontextmanager, contextmanager
+from typing import BinaryIO, Final, NamedTuple
 
 from p2pstore.clock import Clock
 from p2pstore.content import (
@@ -75,6 +74,16 @@ LONGEST_S: Final = 3600.0  # clocks are set meanwhile
 Progress = Callable[[int, int], None]
 End = Callable[[Sequence[BundleRow]], Awaitable[None]]
 """Puts bundles away that nobody needs any more, here and at their holders."""
+
+
+class _Terms(NamedTuple):
+    """What a share is to be, beside its content."""
+
+    created_ms: int
+    expires_ms: int
+    is_once: bool
+    has_password: bool
+    hints: tuple[Address, ...]
 
 
 class Shares:
@@ -140,7 +149,7 @@ class Shares:
 
     def served(self, token: bytes, bundle_id: BundleId, sent: Sequence[BlockId]) -> None:
         """Blocks of ours went to somebody who showed this token."""
-        for share_id, left in self._unsent.items():
+        for share_id, left in list(self._unsent.items()):  # threads add to it
             record = self._shares[share_id]
             if record.token_hash == token_hash(token):
                 left.difference_update(sent)
@@ -205,9 +214,15 @@ class Shares:
         """Share a file's content, also that of a placeholder; Unavailable when it changes
         meanwhile, UsageError when it is no file, NoRoom."""
         now_ms = int(self._clock.wall() * 1000)
-        expires_ms = FOR_EVER_MS if expires_s is None else now_ms + int(expires_s * 1000)
         secret = self._random(32)
         access = await in_thread(self._pool, share_access, secret, password)
+        terms = _Terms(
+            created_ms=now_ms,
+            expires_ms=FOR_EVER_MS if expires_s is None else now_ms + int(expires_s * 1000),
+            is_once=once,
+            has_password=bool(password),
+            hints=tuple(self._hints())[:MAX_HINTS],
+        )
         async with self._opened(path) as (file, name):
             size = os.fstat(file.fileno()).st_size
             if self._free() < size:
@@ -215,25 +230,10 @@ class Shares:
                     f"{size} bytes are needed in the store, {max(0, self._free())} are free "
                     "above keep-free."
                 )
-            make = partial(self._make, file, name, secret, access)
-            advance = _on_loop(progress, size)
-            bundles, root_id = await in_thread(self._pool, make, advance, once)
-        key = encode_share_key(
-            ShareKey(secret, root_id[:16], bool(password), tuple(self._hints())[:MAX_HINTS])
-        )
-        record = ShareRecord(
-            key=key,
-            token_hash=token_hash(share_token(access)),
-            name=name,
-            size=size,
-            created_ms=now_ms,
-            expires_ms=expires_ms,
-            is_once=once,
-            has_password=bool(password),
-            bundles=bundles,
-        )
-        await in_thread(self._pool, self._records.write, record)
-        await in_thread(self._pool, self._add, record)
+            intake = Intake(
+                name, file.fileno(), os.fstat(file.fileno()), advance=_on_loop(progress, size)
+            )
+            record = await in_thread(self._pool, self._make, intake, secret, access, terms)
         self._changed()
         self._wake()
         return record
@@ -253,45 +253,69 @@ class Shares:
                 await in_thread(self._pool, whole.write, piece)
             yield whole, name.removesuffix(b".f")
 
-    def _make(
-        self,
-        file: BinaryIO,
-        name: bytes,
-        secret: bytes,
-        access: bytes,
-        advance: Callable[[int], None],
-        once: bool,
-    ) -> tuple[tuple[BundleRef, ...], BlockId]:
-        """All bundles of the share, the root's first, durable and read back. In a thread."""
-        ring = Keyring.of_share(access)
+    def _make(self, intake: Intake, secret: bytes, access: bytes, terms: _Terms) -> ShareRecord:
+        """The share as HOME and the holders are to know it. In a thread."""
         root = BundleRef(share_bundle(secret), share_tag(secret))
-        kept = (ONCE if once else SHARED) + root.bundle_id[:16].hex()
+        kept = (ONCE if terms.is_once else SHARED) + root.bundle_id[:16].hex()
+        with self._begun(kept) as intent:
+            ring = Keyring.of_share(access)
+            content = self._write_content(intake, ring, kept, intent)
+            root_id = self._write_root(
+                root, access, content.manifest, [kept, journal.root_of(intent)]
+            )
+            rows = self._catalog.view(lambda db: blocks.get_bundles(db, list(content.bundles)))
+            key = ShareKey(secret, root_id[:16], terms.has_password, terms.hints)
+            record = ShareRecord(
+                key=encode_share_key(key),
+                token_hash=token_hash(share_token(access)),
+                name=intake.path,
+                size=content.size,
+                created_ms=terms.created_ms,
+                expires_ms=terms.expires_ms,
+                is_once=terms.is_once,
+                has_password=terms.has_password,
+                bundles=(root, *(BundleRef(b, rows[b].tag) for b in sorted(content.bundles))),
+            )
+            self._records.write(record)
+            self._add(record)
+        return record
+
+    @contextmanager
+    def _begun(self, kept: str) -> Iterator[int]:
+        """An open row of the journal. Until it is closed nothing of the share is copied: a holder
+        that was given a bundle without its grant would never give it to anybody."""
         now_ms = int(self._clock.wall() * 1000)
+        intent = self._catalog.write(
+            lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now_ms)
+        ).result()
+        try:
+            yield intent
+        except BaseException:
+            self._catalog.write(lambda db: blocks.drop_root(db, kept)).result()
+            raise
+        finally:
+            self._catalog.write(lambda db: journal.close(db, intent)).result()
+
+    def _write_content(self, intake: Intake, ring: Keyring, kept: str, intent: int) -> Protected:
+        """Durable, read back, and kept alive."""
 
         def commit(
             db: sqlite3.Connection, safe: Sequence[Protected], rows: Mapping[BundleId, int]
         ) -> None:
             blocks.add_root(db, kept, [rows[b] for one in safe for b in one.bundles])
 
-        intent = self._catalog.write(
-            lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now_ms)
-        ).result()
-        try:
-            intake = Intake(name, file.fileno(), os.fstat(file.fileno()), advance=advance)
-            (result,) = self._ingest(ring).protect(
-                None, [intake], intent=intent, commit=commit, kind="share"
+        (result,) = self._ingest(ring).protect(
+            None, [intake], intent=intent, commit=commit, kind="share"
+        )
+        if not isinstance(result, Protected):
+            raise Unavailable(
+                f"{os.fsdecode(intake.path)} {result.reason}; try again when it is left alone."
             )
-            if not isinstance(result, Protected):
-                raise Unavailable(
-                    f"{os.fsdecode(name)} {result.reason}; try again when it is left alone."
-                )
-            root_id = self._write_root(root, access, result.manifest, kept)
-        finally:
-            self._catalog.write(lambda db: journal.close(db, intent)).result()
-        tags = self._catalog.view(lambda db: blocks.get_bundles(db, list(result.bundles)))
-        return (root, *(BundleRef(b, tags[b].tag) for b in sorted(result.bundles))), root_id
+        return result
 
-    def _write_root(self, ref: BundleRef, access: bytes, manifest: bytes, kept: str) -> BlockId:
+    def _write_root(
+        self, ref: BundleRef, access: bytes, manifest: bytes, roots: Sequence[str]
+    ) -> BlockId:
         author = self._author()
         now_ms = int(self._clock.wall() * 1000)
         header = BundleHeader(
@@ -322,9 +346,13 @@ class Shares:
             blocks=1,
             created=now_ms,
         )
-        self._catalog.write(
-            lambda db: blocks.add_root(db, kept, [blocks.put_bundle(db, row)])
-        ).result()
+
+        def put(db: sqlite3.Connection) -> None:
+            number = blocks.put_bundle(db, row)
+            for name in roots:
+                blocks.add_root(db, name, [number])
+
+        self._catalog.write(put).result()
         return sealed.block_id
 
     # -- ending -------------------------------------------------------------------------------
