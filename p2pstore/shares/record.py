@@ -9,6 +9,7 @@ such a file can read the shared file, as with the key itself; a password is in n
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -60,12 +61,19 @@ class Records:
 
     def ids(self) -> set[str]:
         """Of all shares, those too whose record cannot be read."""
-        return {path.stem for path in self._directory.glob(f"*{SUFFIX}")}
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return set()
+        return {name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)}
 
     def read(self, share_id: str) -> ShareRecord:
-        """FormatError when it is damaged."""
+        """FormatError when it is damaged, or cannot be read."""
         path = self._path(share_id)
-        body = read_checked(path, MAGIC, MAX_FILE)
+        try:
+            body = read_checked(path, MAGIC, MAX_FILE)
+        except OSError as exc:
+            raise FormatError(f"{path.name} cannot be read ({exc.strerror})") from exc
         try:
             record = _DECODER.decode(body)
         except (msgspec.MsgspecError, RecursionError, ValueError) as exc:

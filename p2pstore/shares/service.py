@@ -22,6 +22,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import BinaryIO, Final, NamedTuple
 
 from p2pstore.clock import Clock
@@ -48,7 +49,14 @@ from p2pstore.content import (
     sign_grant,
     token_hash,
 )
-from p2pstore.errors import FormatError, IntegrityError, NoRoom, Unavailable, UsageError
+from p2pstore.errors import (
+    FormatError,
+    IntegrityError,
+    NoRoom,
+    P2PStoreError,
+    Unavailable,
+    UsageError,
+)
 from p2pstore.home import Home
 from p2pstore.ids import BlockId, BundleId, PublicKey
 from p2pstore.ingest import Author, Ingest, Intake, Protected
@@ -126,6 +134,7 @@ class Shares:
         self._unsent: dict[str, set[BlockId]] = {}  # of shares that are fetched once
         self._lock = threading.Lock()  # grants are asked for in any thread
         self._wake: Callable[[], None] = lambda: None
+        self._left: list[BundleRow] = []  # of shares without a record: they ended, or never began
         self._load()
 
     def woken_by(self, wake: Callable[[], None]) -> None:
@@ -165,15 +174,17 @@ class Shares:
             except FormatError as exc:
                 log.warning("A share cannot be listed, its blocks are kept: %s", exc)
 
-        def settle(db: sqlite3.Connection) -> None:
+        def settle(db: sqlite3.Connection) -> list[BundleRow]:
+            left: list[BundleRow] = []
             for prefix in (SHARED, ONCE):
                 for root in blocks.roots_with(db, prefix):
                     if root.removeprefix(prefix) not in ids:
-                        blocks.drop_root(db, root)
+                        left.extend(blocks.bundles_of_root(db, root))
             for record in self._shares.values():
                 _keep(record, db)
+            return left
 
-        self._catalog.write(settle).result()
+        self._left = self._catalog.write(settle).result()
 
     def _add(self, record: ShareRecord) -> None:
         author = self._author()
@@ -370,6 +381,9 @@ class Shares:
     async def turn(self) -> float | None:
         """End what has expired, or was fetched once; the seconds until the next one expires."""
         now_ms = int(self._clock.wall() * 1000)
+        if self._left:
+            await self._let_go(self._left)
+            self._left = []
         for record in list(self._shares.values()):
             is_fetched = record.is_once and not self._unsent.get(record.id)
             if record.has_expired(now_ms) or is_fetched:
@@ -388,13 +402,19 @@ class Shares:
             for ref in record.bundles:
                 self._grants.pop(ref.bundle_id, None)
 
-        def drop(db: sqlite3.Connection) -> list[BundleRow]:
-            for prefix in (SHARED, ONCE):
-                blocks.drop_root(db, prefix + record.id)
-            ids = [ref.bundle_id for ref in record.bundles]
-            return list(blocks.get_bundles(db, ids).values())
+        ids = [ref.bundle_id for ref in record.bundles]
+        rows = self._catalog.view(lambda db: blocks.get_bundles(db, ids))
+        await self._let_go([rows[bundle] for bundle in ids if bundle in rows])
 
-        await self._end(await self._catalog.awrite(drop))
+    async def _let_go(self, rows: Sequence[BundleRow]) -> None:
+        """The root's first, without which nothing is found. Each has its place in the catalog until
+        its turn comes: that says at the next start what was not done."""
+        for row in rows:
+            await self._catalog.awrite(partial(_unkeep, row.id))
+            try:
+                await self._end([row])
+            except P2PStoreError as exc:
+                log.warning("A bundle of a share that has ended is collected later: %s", exc)
 
 
 def _keep(record: ShareRecord, db: sqlite3.Connection) -> None:
@@ -405,6 +425,11 @@ def _keep(record: ShareRecord, db: sqlite3.Connection) -> None:
             blocks.set_tag(db, found[ref.bundle_id].id, ref.tag)
     root = (ONCE if record.is_once else SHARED) + record.id
     blocks.add_root(db, root, [row.id for row in found.values()])
+
+
+def _unkeep(bundle: int, db: sqlite3.Connection) -> None:
+    for prefix in (SHARED, ONCE):
+        blocks.drop_roots_of(db, bundle, prefix)
 
 
 def _open(path: str) -> BinaryIO | None:

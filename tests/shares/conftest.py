@@ -44,7 +44,7 @@ class Sharing:
                 clock=device.clock,
                 pool=device.world.pool,
             ),
-            hints=lambda: [],
+            hints=list,
             content=self._content,
             free=lambda: self.free,
             changed=lambda: None,

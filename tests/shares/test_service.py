@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
+
 from p2pstore.ingest import Ingest
+from p2pstore.shares import ShareRecord
 from tests.maintenance.nodes import Group
-from tests.shares.conftest import MakeSharing
+from tests.shares.conftest import MakeSharing, Sharing
 
 CONTENT = os.urandom(300_000)
 
@@ -33,3 +36,69 @@ async def test_nothing_is_copied_before_it_can_be_given_away(
     for ref in record.bundles:
         assert ref.bundle_id in lacking
         assert mine.shares.grants(ref.bundle_id)
+
+
+def damage(mine: Sharing, record: ShareRecord) -> None:
+    path = mine.home.path / "shares" / f"{record.id}.share"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lose(mine: Sharing, record: ShareRecord) -> None:
+    """As when the node was killed in the middle of taking it back."""
+    (mine.home.path / "shares" / f"{record.id}.share").unlink()
+
+
+@pytest.mark.parametrize("once", [False, True])
+async def test_an_end_that_was_interrupted_is_finished_at_the_next_start(
+    group: Group, sharing: MakeSharing, once: bool
+) -> None:
+    a, b = await group.devices(2)
+    mine = sharing(a)
+    record = await mine.upload(CONTENT, once=once)
+    await a.replicator.serve(b.node_id)
+    lose(mine, record)
+    await mine.begin().turn()
+    for ref in record.bundles:
+        assert not a.bundles.has(ref.bundle_id)
+        assert not b.held.has(ref.bundle_id), "a holder would give it to whoever has the key"
+    await mine.shares.turn()
+
+
+async def test_what_cannot_be_read_is_kept(group: Group, sharing: MakeSharing) -> None:
+    (a,) = await group.devices(1)
+    mine = sharing(a)
+    record, other = await mine.upload(CONTENT), await mine.upload(b"other")
+    damage(mine, record)
+    (mine.home.path / "shares" / "odd.share").mkdir()
+    await mine.begin().turn()
+    assert mine.shares.all() == [other]
+    assert all(a.bundles.has(ref.bundle_id) for ref in record.bundles)
+
+
+async def test_records_that_cannot_be_listed_end_nothing(
+    group: Group, sharing: MakeSharing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a,) = await group.devices(1)
+    mine = sharing(a)
+    record = await mine.upload(CONTENT)
+
+    def fails(path: Any) -> list[str]:
+        raise PermissionError(13, "no", os.fspath(path))
+
+    monkeypatch.setattr(os, "listdir", fails)
+    with pytest.raises(PermissionError):
+        mine.begin()
+    assert all(a.bundles.has(ref.bundle_id) for ref in record.bundles)
+
+
+async def test_a_bundle_that_is_gone_does_not_keep_the_others(
+    group: Group, sharing: MakeSharing
+) -> None:
+    a, b = await group.devices(2)
+    mine = sharing(a)
+    record = await mine.upload(CONTENT)
+    await a.replicator.serve(b.node_id)
+    a.bundles.path(record.bundles[1].bundle_id).unlink()
+    await mine.shares.unshare(record.key)
+    assert not b.held.has(record.bundles[0].bundle_id)
+    assert not b.held.has(record.bundles[2].bundle_id)
