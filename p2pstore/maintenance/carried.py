@@ -29,6 +29,7 @@ from p2pstore.content import (
     decode_live_map,
     decode_parcel,
     encode_parcel,
+    signed_list,
 )
 from p2pstore.errors import FormatError, IntegrityError, P2PStoreError, UsageError
 from p2pstore.ids import BlockId, BundleId, NodeId, Tag, base32, short
@@ -93,11 +94,11 @@ class CarriedBundles:
         return Receipt(bundle_id, self.node, seq, len(raw), until_ms, receipt)
 
     async def check(self, bundle_id: BundleId, seq: int) -> None:
-        """Read it back whole: StaleMap, Unknown, IntegrityError when it is not what it was."""
+        """Read it back whole: StaleMap, Unknown, IntegrityError when it is not what lies here."""
         parcel = await self._parcel(bundle_id, seq)
         if parcel.live.seq != seq:
             raise StaleMap(bundle_id, parcel.live.seq)
-        await in_thread(self._pool, parcel.check)
+        await in_thread(self._pool, self._compare, parcel)
 
     async def blocks(
         self, bundle_id: BundleId, seq: int, wanted: Iterable[BlockId]
@@ -122,6 +123,16 @@ class CarriedBundles:
         """What cannot be deleted there is forgotten: it is sealed."""
         keys = await in_thread(self._pool, self._keys, bundle_id, self.node)
         await self._delete(keys)
+
+    def _compare(self, parcel: Parcel) -> None:
+        """With our own copy: anybody can sign a list of little with a key of his own, and whoever
+        may write to the place can lay it there."""
+        place = self._shelf.place(parcel.index.header.bundle_id)
+        self._shelf.refuse_stale(place, parcel.live.seq)
+        listed = signed_list(self._shelf.index(place))
+        if signed_list(parcel.index) != listed or parcel.live != self._shelf.live_map(place):
+            raise IntegrityError("The carrier has something else under the bundle's name.")
+        parcel.check()
 
     # -- parcels ----------------------------------------------------------------------------------
 

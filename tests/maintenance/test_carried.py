@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
+from nacl.signing import SigningKey
 
 from p2pstore.config import FolderSettings
-from p2pstore.content import sign_live_map
+from p2pstore.content import (
+    LIST_CONTEXT,
+    BlockList,
+    BundleIndex,
+    decode_parcel,
+    encode_parcel,
+    sign_live_map,
+)
+from p2pstore.content.bundle import encode_header
+from p2pstore.content.codec import sign
 from p2pstore.errors import IntegrityError, Unavailable, UsageError
 from p2pstore.ids import FolderId, NodeId
 from p2pstore.maintenance.carried import keys_of
@@ -170,6 +181,34 @@ async def test_a_random_sample_finds_a_rotten_block(group: Group) -> None:
     last = a.bundles.index(filed.data.bundle_id).blocks.entries[-1].block_id
     with pytest.raises(IntegrityError):
         await a.pusher.sample(filed.data.bundle_id, filed.data.tag, usb, [last])
+
+
+@pytest.mark.parametrize("what", ["list", "map"])
+async def test_what_somebody_else_signed_is_no_copy(group: Group, what: str) -> None:
+    """Whoever may write to the place can lay a parcel there in which everything fits."""
+    a, filed, usb, carrier = await ready(group)
+    (key,) = parts_of(a, filed.data, usb)
+    there = decode_parcel(carrier.stored[key])
+    entries = there.index.blocks.entries
+    some = there.blocks([entries[0].block_id])[entries[0].block_id]
+    liar = SigningKey.generate()
+    if what == "list":
+        header = msgspec.structs.replace(there.index.header, opener=bytes(liar.verify_key))
+        blocks = BlockList(entries[:1])
+        signature = sign(LIST_CONTEXT, encode_header(header) + blocks.encode(), liar)
+        carrier.stored[key] = encode_parcel(BundleIndex(header, blocks, signature), None, [some])
+    else:
+        a.bundles.set_live_map(
+            filed.data.bundle_id,
+            sign_live_map(there.live.without({5}), a.key),
+        )
+        live = there.live.without(set(range(1, len(entries))))
+        carrier.stored[key] = encode_parcel(there.index, sign_live_map(live, liar), [some])
+    seq = a.bundles.live_map(filed.data.bundle_id).seq
+    with pytest.raises(IntegrityError):
+        await a.pusher.challenge(filed.data.bundle_id, usb, seq)
+    assert await a.evict(a.row(filed.data))
+    assert a.is_here(filed.data)
 
 
 async def test_what_has_rotted_is_put_there_anew(group: Group) -> None:
