@@ -36,7 +36,7 @@ from p2pstore.carriers import (
 from p2pstore.clock import Clock
 from p2pstore.errors import P2PStoreError, UsageError
 from p2pstore.ids import BlockId, BundleId, NodeId, short
-from p2pstore.maintenance.carried import CarriedBundles, keys_of
+from p2pstore.maintenance.carried import CarriedBundles, Kept, keys_of
 from p2pstore.store import BundleRow, Catalog, blocks, copies
 from p2pstore.swarm import Shelf
 from p2pstore.threads import in_thread
@@ -93,6 +93,7 @@ class Places:
         self._clock = clock
         self._pool = pool
         self._places: dict[NodeId, Place] = {}
+        self._kept = Kept()
         self.carried: dict[NodeId, CarriedBundles] = {}  # the bundles of each
         self.trouble: dict[str, str] = {}  # by name, what its set-up or the last call to it told
         for path in sorted(self._directory.glob("*.toml"))[:MAX_CARRIERS]:
@@ -187,7 +188,13 @@ class Places:
         node = carrier_id(name)
         carrier = make_carrier(name, config)
         bundles = CarriedBundles(
-            node, carrier, self._shelf, keys=self._keys, clock=self._clock, pool=self._pool
+            node,
+            carrier,
+            self._shelf,
+            keys=self._keys,
+            clock=self._clock,
+            pool=self._pool,
+            kept=self._kept,
         )
         place = self._places[node] = Place(name, config, carrier, bundles)
         self.carried[node] = bundles

@@ -21,6 +21,7 @@ from p2pstore.content.bundle import encode_header
 from p2pstore.content.codec import sign
 from p2pstore.errors import IntegrityError, Unavailable, UsageError
 from p2pstore.ids import FolderId, NodeId
+from p2pstore.maintenance import carried
 from p2pstore.maintenance.carried import keys_of
 from p2pstore.store import BundleRow, BundleState, StaleMap, copies
 from p2pstore.wire import Unknown
@@ -233,3 +234,40 @@ async def test_a_carrier_that_is_away_is_asked_again(group: Group) -> None:
     a.replicator.retry(usb)
     assert await a.replicator.serve(usb)
     assert usb in a.copies(filed.data)
+
+
+async def test_a_carrier_is_not_read_beyond_the_largest_bundle(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, filed, usb, carrier = await ready(group, MemoryCarrier(5000))
+    monkeypatch.setattr(carried, "MAX_PARCEL", 30_000)
+    read = 0
+    get = carrier.get
+
+    async def counted(key: str) -> bytes:
+        nonlocal read
+        read += 1
+        await get(parts_of(a, filed.data, usb)[0])
+        return bytes(5000)
+
+    monkeypatch.setattr(carrier, "get", counted)
+    a.carried[usb]._keys = lambda _, __: []
+    with pytest.raises(IntegrityError, match="more than"):
+        await a.carried[usb].check(filed.data.bundle_id, 0)
+    a.carried[usb]._keys = lambda _, __: ["key"] * 200
+    with pytest.raises(IntegrityError, match="more than"):
+        await a.carried[usb].check(filed.data.bundle_id, 0)
+    assert read == 14
+
+
+async def test_many_carriers_keep_little_in_memory(group: Group) -> None:
+    (a,) = await group.devices(1)
+    filed = a.protect("one")
+    kept = carried.Kept()
+    block = a.bundles.index(filed.data.bundle_id).blocks.entries[0].block_id
+    for number in range(5):
+        node = a.use(f"usb{number}", MemoryCarrier())
+        a.carried[node]._kept = kept
+        await a.replicator.serve(node)
+        assert await a.carried[node].blocks(filed.data.bundle_id, 0, [block])
+    assert len(kept._parcels) == carried.KEPT_PARCELS
