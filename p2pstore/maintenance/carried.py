@@ -59,7 +59,7 @@ def keys_of(receipt: bytes) -> list[str]:
     return keys if len(keys) <= MAX_PARTS and all(len(key) <= MAX_KEY for key in keys) else []
 
 
-class Kept:
+class KeptParcels:
     """The last parcels that blocks were taken from, whatever carriers they came from."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class CarriedBundles:
         keys: Keys,
         clock: Clock,
         pool: Executor,
-        kept: Kept | None = None,
+        kept: KeptParcels | None = None,
     ) -> None:
         """`node` stands for the carrier where holders have their node id; `kept` is all carriers'
         together."""
@@ -96,7 +96,7 @@ class CarriedBundles:
         self._keys = keys
         self._clock = clock
         self._pool = pool
-        self._kept = kept or Kept()
+        self._kept = kept or KeptParcels()
 
     async def push(self, bundle_id: BundleId, lease_s: int) -> Receipt:
         """The parcel is there, and was read back whole."""

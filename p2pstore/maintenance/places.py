@@ -36,7 +36,7 @@ from p2pstore.carriers import (
 from p2pstore.clock import Clock
 from p2pstore.errors import P2PStoreError, UsageError
 from p2pstore.ids import BlockId, BundleId, NodeId, short
-from p2pstore.maintenance.carried import CarriedBundles, Kept, keys_of
+from p2pstore.maintenance.carried import CarriedBundles, KeptParcels, keys_of
 from p2pstore.store import BundleRow, Catalog, blocks, copies
 from p2pstore.swarm import Shelf
 from p2pstore.threads import in_thread
@@ -93,7 +93,7 @@ class Places:
         self._clock = clock
         self._pool = pool
         self._places: dict[NodeId, Place] = {}
-        self._kept = Kept()
+        self._kept = KeptParcels()
         self.carried: dict[NodeId, CarriedBundles] = {}  # the bundles of each
         self.trouble: dict[str, str] = {}  # by name, what its set-up or the last call to it told
         for path in sorted(self._directory.glob("*.toml"))[:MAX_CARRIERS]:

@@ -263,7 +263,7 @@ async def test_a_carrier_is_not_read_beyond_the_largest_bundle(
 async def test_many_carriers_keep_little_in_memory(group: Group) -> None:
     (a,) = await group.devices(1)
     filed = a.protect("one")
-    kept = carried.Kept()
+    kept = carried.KeptParcels()
     block = a.bundles.index(filed.data.bundle_id).blocks.entries[0].block_id
     for number in range(5):
         node = a.use(f"usb{number}", MemoryCarrier())
