@@ -9,6 +9,7 @@ such a file can read the shared file, as with the key itself; a password is in n
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,7 +18,7 @@ import msgspec
 
 from p2pstore.content import FOR_EVER_MS, MAX_KEY_TEXT, MAX_NAME, BundleRef
 from p2pstore.durable import read_checked, replace_file, sync_directory, with_check
-from p2pstore.errors import FormatError
+from p2pstore.errors import FormatError, NoRoom, Unavailable
 from p2pstore.ids import Bytes32
 
 MAGIC: Final = b"p2pshar\x01"
@@ -83,9 +84,14 @@ class Records:
         return record
 
     def write(self, record: ShareRecord) -> None:
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        sync_directory(self._directory.parent)
-        replace_file(self._path(record.id), with_check(MAGIC, _ENCODER.encode(record)))
+        """NoRoom, Unavailable: then there is no such share."""
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            sync_directory(self._directory.parent)
+            replace_file(self._path(record.id), with_check(MAGIC, _ENCODER.encode(record)))
+        except OSError as exc:
+            kind = NoRoom if exc.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
+            raise kind(f"What is shared cannot be noted in HOME ({exc.strerror}).") from exc
 
     def remove(self, share_id: str) -> None:
         self._path(share_id).unlink(missing_ok=True)

@@ -105,6 +105,7 @@ class Shares:
         ingest: Callable[[Keyring], Ingest],
         hints: Callable[[], Sequence[Address]],
         content: Callable[[str], AsyncIterator[bytes]],
+        size: Callable[[str], Awaitable[int]],
         free: Callable[[], int],
         changed: Callable[[], None],
         end: End,
@@ -113,8 +114,9 @@ class Shares:
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """`ingest` makes a pipeline with these keys; `hints` are addresses for the key; `content`
-        reads what a placeholder stands for; `free` tells the bytes that the store may still take;
-        `changed`: there is something new to copy and announce. Blocks: it reads HOME."""
+        reads what a placeholder stands for, `size` tells its bytes; `free` are those that the store
+        may still take; `changed`: there is something new to copy and announce. Blocks: it reads
+        HOME."""
         self._home = home
         self._store = store
         self._catalog = catalog
@@ -122,6 +124,7 @@ class Shares:
         self._ingest = ingest
         self._hints = hints
         self._content = content
+        self._size = size
         self._free = free
         self._changed = changed
         self._end = end
@@ -236,11 +239,7 @@ class Shares:
         )
         async with self._opened(path) as (file, name):
             size = os.fstat(file.fileno()).st_size
-            if self._free() < size:
-                raise NoRoom(
-                    f"{size} bytes are needed in the store, {max(0, self._free())} are free "
-                    "above keep-free."
-                )
+            self._check_room(size)
             intake = Intake(
                 name, file.fileno(), os.fstat(file.fileno()), advance=_on_loop(progress, size)
             )
@@ -259,10 +258,22 @@ class Shares:
                 yield file, name
             return
         placeholder = path if await in_thread(self._pool, os.path.lexists, path) else path + ".f"
-        with tempfile.TemporaryFile(dir=self._home.path, buffering=0) as whole:
-            async for piece in self._content(placeholder):
-                await in_thread(self._pool, whole.write, piece)
+        # Once as a file, then once more in bundles.
+        self._check_room(2 * await self._size(placeholder))
+        with tempfile.TemporaryFile(dir=self._home.path) as whole:
+            try:
+                async for piece in self._content(placeholder):
+                    await in_thread(self._pool, whole.write, piece)
+                await in_thread(self._pool, whole.flush)
+            except OSError as exc:
+                raise NoRoom(f"{path} cannot be brought back here ({exc.strerror}).") from exc
             yield whole, name.removesuffix(b".f")
+
+    def _check_room(self, needed: int) -> None:
+        if (free := max(0, self._free())) < needed:
+            raise NoRoom(
+                f"{needed} bytes are needed in the store, {free} are free above keep-free."
+            )
 
     def _make(self, intake: Intake, secret: bytes, access: bytes, terms: _Terms) -> ShareRecord:
         """The share as HOME and the holders are to know it. In a thread."""

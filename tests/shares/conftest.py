@@ -25,6 +25,7 @@ class Sharing:
         self.home = Home(path / "home")
         self.home.make_directory()
         self.free = 1 << 40
+        self.asked: list[str] = []  # for the content of placeholders
         self.placeholder = b""  # what any placeholder stands for
         self.shares = self.begin()
 
@@ -46,6 +47,7 @@ class Sharing:
             ),
             hints=list,
             content=self._content,
+            size=self._size,
             free=lambda: self.free,
             changed=lambda: None,
             end=device.collector.end,
@@ -55,7 +57,11 @@ class Sharing:
         return self.shares
 
     async def _content(self, path: str) -> AsyncIterator[bytes]:
+        self.asked.append(path)
         yield self.placeholder
+
+    async def _size(self, path: str) -> int:
+        return len(self.placeholder)
 
     async def upload(self, content: bytes, **terms: bool) -> ShareRecord:
         path = self.path / "file"

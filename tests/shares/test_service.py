@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
 import pytest
 
+from p2pstore.errors import NoRoom
 from p2pstore.ingest import Ingest
 from p2pstore.shares import ShareRecord
+from p2pstore.store import SHARED, blocks, journal
 from tests.maintenance.nodes import Group
 from tests.shares.conftest import MakeSharing, Sharing
 
@@ -102,3 +105,35 @@ async def test_a_bundle_that_is_gone_does_not_keep_the_others(
     await mine.shares.unshare(record.key)
     assert not b.held.has(record.bundles[0].bundle_id)
     assert not b.held.has(record.bundles[2].bundle_id)
+
+
+async def test_a_placeholder_is_not_brought_back_where_there_is_no_room(
+    group: Group, sharing: MakeSharing
+) -> None:
+    (a,) = await group.devices(1)
+    mine = sharing(a)
+    (mine.path / "film.f").touch()
+    mine.placeholder, mine.free = bytes(1000), 1999
+    with pytest.raises(NoRoom):
+        await mine.shares.upload(os.fspath(mine.path / "film"), progress=lambda *_: None)
+    assert mine.asked == [], "not one byte of it"
+    mine.free = 2000
+    record = await mine.shares.upload(os.fspath(mine.path / "film"), progress=lambda *_: None)
+    assert (record.name, record.size) == (b"film", 1000)
+
+
+async def test_a_share_that_cannot_be_noted_is_none(
+    group: Group, sharing: MakeSharing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a,) = await group.devices(1)
+    mine = sharing(a)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("p2pstore.shares.record.replace_file", full)
+    with pytest.raises(NoRoom):
+        await mine.upload(CONTENT)
+    assert mine.shares.all() == []
+    roots = a.catalog.view(lambda db: [*blocks.roots_with(db, SHARED), *journal.all_open(db)])
+    assert roots == [], "it is collected"
