@@ -10,6 +10,7 @@ import pytest
 
 from p2pstore.errors import NoRoom
 from p2pstore.ingest import Ingest
+from p2pstore.maintenance.verify import Verifier
 from p2pstore.shares import ShareRecord
 from p2pstore.store import SHARED, blocks, journal
 from tests.maintenance.nodes import Group
@@ -137,3 +138,22 @@ async def test_a_share_that_cannot_be_noted_is_none(
     assert mine.shares.all() == []
     roots = a.catalog.view(lambda db: [*blocks.roots_with(db, SHARED), *journal.all_open(db)])
     assert roots == [], "it is collected"
+
+
+async def test_what_is_shared_is_whole_when_all_of_it_is_read(
+    group: Group, sharing: MakeSharing
+) -> None:
+    (a,) = await group.devices(1)
+    record = await sharing(a).upload(CONTENT)
+    verifier = Verifier(a.bundles, a.held, a.catalog, a.ring().dedup)
+    for ref in record.bundles:
+        looked = verifier.own(ref.bundle_id, read=True)
+        assert (looked.blocks > 0, looked.problems) == (True, ())
+
+
+async def test_what_a_file_repeats_is_stored_once(group: Group, sharing: MakeSharing) -> None:
+    (a,) = await group.devices(1)
+    mine = sharing(a)
+    part = os.urandom(9 << 20)
+    record = await mine.upload(part + part)
+    assert sum(row.bytes for row in mine.rows(record)) < 11 << 20
