@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
@@ -180,6 +181,16 @@ class Ledger:
         """Whether it has fewer copies than it is to have."""
         (facts,) = self.facts(world, [row], for_room=False)
         return counted_copies(facts.copies, world.now) < facts.target
+
+    def relying(self, world: World, rows: Sequence[BundleRow], holder: NodeId) -> list[BundleRow]:
+        """Those of the bundles that would have less than min_copies without this holder."""
+        left = {node: one for node, one in world.holders.items() if node != holder}
+        without = replace(world, holders=left)
+        return [
+            row
+            for row, facts in zip(rows, self.facts(without, rows, for_room=False), strict=True)
+            if counted_copies(facts.copies, world.now) < facts.min_copies
+        ]
 
     def counts(self, world: World) -> dict[int, int]:
         """bundle row -> copies that count; bundles without any are left out."""

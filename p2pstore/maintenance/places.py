@@ -161,7 +161,7 @@ class Places:
         await try_out(self.get(name).carrier)
 
     async def remove(self, name: str) -> None:
-        """Forget it; what lies there stays. First `relying` is to be empty, and no folder is to
+        """Forget it; what lies there stays. First nothing is to rely on it, and no folder is to
         name it."""
         place = self._places.get(carrier_id(name))
         if place is None and name not in self.trouble:
@@ -175,10 +175,10 @@ class Places:
         if place is not None:
             await place.carrier.close()
 
-    def relying(self, name: str) -> list[BundleRow]:
-        """Bundles that lie there, not here, and with fewer than two other holders. Blocks."""
+    def only_away(self, name: str) -> list[BundleRow]:
+        """Bundles that lie there and not here. Blocks."""
         node = carrier_id(name)
-        return self._catalog.view(lambda db: _relying(db, node))
+        return self._catalog.view(lambda db: _only_away(db, node))
 
     def _keep(self, name: str, config: CarrierConfig) -> None:
         self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -252,11 +252,10 @@ class Places:
         return [self._places[n] for n in sorted(self._places, key=lambda n: n not in known)]
 
 
-def _relying(db: sqlite3.Connection, node: NodeId) -> list[BundleRow]:
+def _only_away(db: sqlite3.Connection, node: NodeId) -> list[BundleRow]:
     query = (
-        "SELECT b.id FROM bundles b JOIN copies c ON c.bundle=b.id AND c.holder=?1"
-        " WHERE b.state='evicted' AND (SELECT count(*) FROM copies o WHERE o.bundle=b.id"
-        " AND o.holder<>?1 AND o.state='proved') < 2 ORDER BY b.id"
+        "SELECT b.id FROM bundles b JOIN copies c ON c.bundle=b.id AND c.holder=?"
+        " WHERE b.state='evicted' ORDER BY b.id"
     )
     numbers = [number for (number,) in db.execute(query, (node,)).fetchall()]
     return [row for n in numbers if (row := blocks.by_rowid(db, n)) is not None]

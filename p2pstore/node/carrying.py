@@ -14,9 +14,10 @@ from typing import Any
 
 from p2pstore.carriers import CarrierConfig, FolderConfig, PictureFolderConfig
 from p2pstore.errors import UsageError
-from p2pstore.maintenance import Place
+from p2pstore.maintenance import Place, carrier_id
 from p2pstore.node.build import Node
 from p2pstore.policy import refuse_carrier
+from p2pstore.store import BundleRow
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -54,10 +55,18 @@ async def remove_carrier(node: Node, name: str, progress: Progress) -> None:
                 f"{where} keeps copies at {name}. First: p2pstore add-folder {where} --carrier none"
             )
     places = node.network.places
-    rows = await asyncio.to_thread(places.relying, name)
-    total, done = sum(row.bytes for row in rows), 0
-    for row in rows:
-        progress({"stage": "fetch", "bytes": done, "bytes_total": total})
-        await node.refetcher.refetch(row)
-        done += row.bytes
+
+    tried: set[int] = set()
+
+    def relying() -> list[BundleRow]:
+        rows = [row for row in places.only_away(name) if row.id not in tried]
+        return node.maintenance.relying(rows, carrier_id(name))
+
+    while rows := await asyncio.to_thread(relying):  # more may be evicted meanwhile
+        total, done = sum(row.bytes for row in rows), 0
+        for row in rows:
+            progress({"stage": "fetch", "bytes": done, "bytes_total": total})
+            await node.refetcher.refetch(row)
+            tried.add(row.id)
+            done += row.bytes
     await places.remove(name)

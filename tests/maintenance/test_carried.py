@@ -271,3 +271,21 @@ async def test_many_carriers_keep_little_in_memory(group: Group) -> None:
         await a.replicator.serve(node)
         assert await a.carried[node].blocks(filed.data.bundle_id, 0, [block])
     assert len(kept._parcels) == carried.KEPT_PARCELS
+
+
+async def test_what_relies_on_a_carrier_is_what_counts_for_too_little_without_it(
+    group: Group,
+) -> None:
+    """Another carrier, and a device that is of the group no more, make up for nothing."""
+    a, filed, usb, _ = await ready(group, others=2)
+    b, c = (node for node in a.world.nodes if node is not a)
+    more = a.use("cloud", MemoryCarrier())
+    await a.replicator.serve(more)
+    row = a.row(filed.data)
+    assert a.ledger.relying(a.look(), [row], usb) == []
+    a.leavers.add(c.node_id)
+    assert a.ledger.relying(a.look(), [row], usb) == [], "the other carrier takes its place"
+    a.catalog.write(lambda db: copies.forget_holder(db, more)).result()
+    assert a.ledger.relying(a.look(), [row], usb) == [row]
+    a.leavers.add(b.node_id)
+    assert a.ledger.relying(a.look(), [row], b.node_id) == [row]
