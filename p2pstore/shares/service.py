@@ -227,6 +227,8 @@ class Shares:
     ) -> ShareRecord:
         """Share a file's content, also that of a placeholder; Unavailable when it changes
         meanwhile, UsageError when it is no file, NoRoom."""
+        if expires_s is not None and expires_s <= 0:
+            raise UsageError("A key that has expired already is of no use to anybody.")
         now_ms = int(self._clock.wall() * 1000)
         secret = self._random(32)
         access = await in_thread(self._pool, share_access, secret, password)
@@ -456,7 +458,12 @@ def _open(path: str) -> BinaryIO | None:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise UsageError(f"{path} is no file: only files can be shared, one at a time.")
-    if looks_like_manifest(os.pread(fd, MAX_READ, 0)):
+    try:
+        is_placeholder = looks_like_manifest(os.pread(fd, MAX_READ, 0))
+    except OSError as exc:
+        os.close(fd)
+        raise UsageError(f"{path} cannot be read ({exc.strerror}).") from exc
+    if is_placeholder:
         os.close(fd)
         return None
     return os.fdopen(fd, "rb", buffering=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from p2pstore.errors import NoRoom
+from p2pstore.errors import NoRoom, UsageError
 from p2pstore.ingest import Ingest
 from p2pstore.maintenance.verify import Verifier
 from p2pstore.shares import ShareRecord
@@ -157,3 +157,21 @@ async def test_what_a_file_repeats_is_stored_once(group: Group, sharing: MakeSha
     part = os.urandom(9 << 20)
     record = await mine.upload(part + part)
     assert sum(row.bytes for row in mine.rows(record)) < 11 << 20
+
+
+async def test_what_cannot_be_shared_is_said_to_be_wrong_usage(
+    group: Group, sharing: MakeSharing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a,) = await group.devices(1)
+    mine = sharing(a)
+    path = mine.path / "film"
+    path.write_bytes(CONTENT)
+    with pytest.raises(UsageError, match="expired already"):
+        await mine.shares.upload(os.fspath(path), expires_s=0, progress=lambda *_: None)
+
+    def fails(*_: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(UsageError, match="cannot be read"):
+        await mine.shares.upload(os.fspath(path), progress=lambda *_: None)
