@@ -98,6 +98,11 @@ class Home:
         self.write_incarnation(1)
         self.write_state(state)
 
+    def holds(self, path: str) -> bool:
+        """Whether that path lies in here, by whatever links it is named."""
+        home = os.path.realpath(self.path)
+        return os.path.commonpath((home, os.path.realpath(path))) == home
+
     def make_directory(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.path / "heads").mkdir(mode=0o700, exist_ok=True)

@@ -134,6 +134,10 @@ class Vfs:
             async for piece in pieces:
                 yield piece
 
+    async def size(self, path: str) -> int:
+        """Bytes of the content; errors as `open`."""
+        return (await self.open(path)).manifest.meta.size
+
     async def copy(self, path: str, target: str) -> tuple[str, int]:
         """Write the content to a new file; never over one that exists. Returns (path, bytes)."""
         opened = await self.open(path)

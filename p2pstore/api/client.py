@@ -360,5 +360,6 @@ def _absolute(path: AnyPath) -> str:
 
 def _named(what: AnyPath) -> str:
     text = os.fsdecode(what)
-    is_key = isinstance(what, str) and (text.startswith(_KEYS) or "://" in text)
+    # Capitals and blanks are forgiven: keys travel through chats.
+    is_key = isinstance(what, str) and (text.lstrip().lower().startswith(_KEYS) or "://" in text)
     return text if is_key else _absolute(what)

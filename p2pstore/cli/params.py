@@ -48,7 +48,7 @@ class KeyOrPath(NodePath):
 
 def is_key(text: str) -> bool:
     """Whether somebody means the key of a shared file by it."""
-    return text.lower().startswith(("p2p:", "p2pc:"))
+    return text.lstrip().lower().startswith(("p2p:", "p2pc:"))
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in newest click

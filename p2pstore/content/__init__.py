@@ -180,6 +180,7 @@ from p2pstore.content.picture import (
     picture_size,
 )
 from p2pstore.content.pieces import (
+    JOINERS,
     MAX_META_KEY,
     MAX_PARTS,
     MAX_PIECE,
@@ -254,6 +255,7 @@ __all__ = [
     "HEAD_CONTEXT",
     "INDEX_MAGIC",
     "INLINE_ENTRIES",
+    "JOINERS",
     "KEY_SIZE",
     "LIST_CONTEXT",
     "LIST_ENTRIES",

@@ -88,7 +88,7 @@ UPLOAD_SECRET: Final = 32
 UPLOAD_OVERHEAD: Final = 24 + 16  # nonce and authenticator
 UNNAMED: Final = "unnamed"
 
-_JOINERS = "\u200c\u200d"  # between letters of Persian, and inside emoji
+JOINERS: Final = "\u200c\u200d"  # between letters of Persian, and inside emoji
 _VERSION = 1
 _PROTOCOL = "1.0"
 _CHECKSUM = re.compile(r"blake3:[0-9a-f]{64}\Z")
@@ -185,7 +185,7 @@ def safe_base_name(name: str) -> str:
     `_`; what is longer than 255 bytes is cut before its suffix; UNNAMED when nothing is left.
     """
     base = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    base = "".join(char if char.isprintable() or char in _JOINERS else "_" for char in base)
+    base = "".join(char if char.isprintable() or char in JOINERS else "_" for char in base)
     if base.strip() in ("", ".", ".."):
         return UNNAMED
     raw = base.encode()

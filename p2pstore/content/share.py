@@ -49,7 +49,7 @@ class ShareKey:
 
 def looks_like_share_key(text: str) -> bool:
     """Whether somebody means a key by it, not a path."""
-    return text[: len(PREFIX)].lower() == PREFIX
+    return text.lstrip()[: len(PREFIX)].lower() == PREFIX
 
 
 def encode_share_key(key: ShareKey) -> str:

@@ -185,7 +185,9 @@ class Ingest:
             me=author.node_id,
             group=author.group_id,
             intent=intent,
-            data=roll(contents, remember=True),
+            # What is shared has fingerprints of its own: nothing else ever finds its chunks, and
+            # who verifies with the group's would call them wrong.
+            data=roll(contents, remember=kind != "share"),
             meta=roll(Kind.META, remember=False),
         )
         return batch

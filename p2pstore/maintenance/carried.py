@@ -23,12 +23,14 @@ import msgspec
 from p2pstore.carriers import MAX_KEY, Carrier, NotThere
 from p2pstore.clock import Clock
 from p2pstore.content import (
+    MAX_PARCEL,
     BundleIndex,
     Parcel,
     SignedLiveMap,
     decode_live_map,
     decode_parcel,
     encode_parcel,
+    signed_list,
 )
 from p2pstore.errors import FormatError, IntegrityError, P2PStoreError, UsageError
 from p2pstore.ids import BlockId, BundleId, NodeId, Tag, base32, short
@@ -40,7 +42,7 @@ from p2pstore.wire import Unknown
 log = logging.getLogger(__name__)
 
 MAX_PARTS: Final = 256  # of a parcel: pictures of 256 x 256 pixels hold one in 90
-KEPT_PARCELS: Final = 2  # in memory: a file's blocks come one window after another
+KEPT_PARCELS: Final = 2  # in memory, of all carriers: a file's blocks come one window after another
 
 Keys = Callable[[BundleId, NodeId], Sequence[str]]
 """Under which keys a bundle was put with a carrier; none when that is not known (any more)."""
@@ -57,6 +59,21 @@ def keys_of(receipt: bytes) -> list[str]:
     return keys if len(keys) <= MAX_PARTS and all(len(key) <= MAX_KEY for key in keys) else []
 
 
+class KeptParcels:
+    """The last parcels that blocks were taken from, whatever carriers they came from."""
+
+    def __init__(self) -> None:
+        self._parcels: dict[tuple[NodeId, BundleId], Parcel] = {}  # the newest at the end
+
+    def take(self, node: NodeId, bundle_id: BundleId) -> Parcel | None:
+        return self._parcels.pop((node, bundle_id), None)
+
+    def put(self, node: NodeId, bundle_id: BundleId, parcel: Parcel) -> None:
+        self._parcels[node, bundle_id] = parcel
+        while len(self._parcels) > KEPT_PARCELS:
+            del self._parcels[next(iter(self._parcels))]
+
+
 class CarriedBundles:
     """The bundles that one carrier has."""
 
@@ -69,15 +86,17 @@ class CarriedBundles:
         keys: Keys,
         clock: Clock,
         pool: Executor,
+        kept: KeptParcels | None = None,
     ) -> None:
-        """`node` stands for the carrier where holders have their node id."""
+        """`node` stands for the carrier where holders have their node id; `kept` is all carriers'
+        together."""
         self.node = node
         self._carrier = carrier
         self._shelf = shelf
         self._keys = keys
         self._clock = clock
         self._pool = pool
-        self._kept: dict[BundleId, Parcel] = {}  # the last ones, the newest at the end
+        self._kept = kept or KeptParcels()
 
     async def push(self, bundle_id: BundleId, lease_s: int) -> Receipt:
         """The parcel is there, and was read back whole."""
@@ -93,20 +112,18 @@ class CarriedBundles:
         return Receipt(bundle_id, self.node, seq, len(raw), until_ms, receipt)
 
     async def check(self, bundle_id: BundleId, seq: int) -> None:
-        """Read it back whole: StaleMap, Unknown, IntegrityError when it is not what it was."""
+        """Read it back whole: StaleMap, Unknown, IntegrityError when it is not what lies here."""
         parcel = await self._parcel(bundle_id, seq)
         if parcel.live.seq != seq:
             raise StaleMap(bundle_id, parcel.live.seq)
-        await in_thread(self._pool, parcel.check)
+        await in_thread(self._pool, self._compare, parcel)
 
     async def blocks(
         self, bundle_id: BundleId, seq: int, wanted: Iterable[BlockId]
     ) -> dict[BlockId, bytes]:
         """Those that it has, each compared with its id; Unknown when the bundle is not there."""
-        parcel = self._kept.pop(bundle_id, None) or await self._parcel(bundle_id, seq)
-        self._kept[bundle_id] = parcel
-        while len(self._kept) > KEPT_PARCELS:
-            del self._kept[next(iter(self._kept))]
+        parcel = self._kept.take(self.node, bundle_id) or await self._parcel(bundle_id, seq)
+        self._kept.put(self.node, bundle_id, parcel)
         return await in_thread(self._pool, parcel.blocks, wanted)
 
     async def has(self, bundle_id: BundleId, wanted: Sequence[BlockId]) -> bool:
@@ -122,6 +139,16 @@ class CarriedBundles:
         """What cannot be deleted there is forgotten: it is sealed."""
         keys = await in_thread(self._pool, self._keys, bundle_id, self.node)
         await self._delete(keys)
+
+    def _compare(self, parcel: Parcel) -> None:
+        """With our own copy: anybody can sign a list of little with a key of his own, and whoever
+        may write to the place can lay it there."""
+        place = self._shelf.place(parcel.index.header.bundle_id)
+        self._shelf.refuse_stale(place, parcel.live.seq)
+        listed = signed_list(self._shelf.index(place))
+        if signed_list(parcel.index) != listed or parcel.live != self._shelf.live_map(place):
+            raise IntegrityError("The carrier has something else under the bundle's name.")
+        parcel.check()
 
     # -- parcels ----------------------------------------------------------------------------------
 
@@ -162,6 +189,7 @@ class CarriedBundles:
                     parts.append(await self._carrier.get(key))
                 except NotThere:
                     break
+                _check_length(parts)
             return b"".join(parts)
         raise Unknown(f"Bundle {short(bundle_id)} is not known to be there.")
 
@@ -193,16 +221,26 @@ class CarriedBundles:
             return await self._carrier.put(name, content)
 
     async def _get(self, keys: Sequence[str]) -> bytes:
+        parts: list[bytes] = []
         try:
-            return b"".join([await self._carrier.get(key) for key in keys])
+            for key in keys:
+                parts.append(await self._carrier.get(key))
+                _check_length(parts)
         except NotThere as exc:
             raise Unknown("The carrier does not have it any more.") from exc
+        return b"".join(parts)
 
     async def _delete(self, keys: Sequence[str]) -> None:
         if not self._carrier.promises.deletes:
             return
         for key in keys:
             await self._carrier.delete(key)
+
+
+def _check_length(parts: Sequence[bytes]) -> None:
+    """Each piece is bounded by its carrier; all of them may be 256 times as much."""
+    if sum(map(len, parts)) > MAX_PARCEL:
+        raise IntegrityError("The carrier gives more than was ever put there.")
 
 
 def _name(bundle_id: BundleId, seq: int, part: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +31,7 @@ from p2pstore.store import (
     blocks,
     copies,
     folders,
+    journal,
     merged,
 )
 
@@ -259,6 +261,16 @@ class Ledger:
         is_there = new.state == BundleState.EVICTED or store.has(new.bundle_id)
         return is_there and self.is_as_safe(world, new, [row])
 
+    def relying(self, world: World, rows: Sequence[BundleRow], holder: NodeId) -> list[BundleRow]:
+        """Those of the bundles that would have less than min_copies without this holder."""
+        left = {node: one for node, one in world.holders.items() if node != holder}
+        without = replace(world, holders=left)
+        return [
+            row
+            for row, facts in zip(rows, self.facts(without, rows, for_room=False), strict=True)
+            if counted_copies(facts.copies, world.now) < facts.min_copies
+        ]
+
     def counts(self, world: World) -> dict[int, int]:
         """bundle row -> copies that count; bundles without any are left out."""
         query = counts_of_all(world)
@@ -435,10 +447,14 @@ def _lacking(world: World, holder: NodeId) -> str:
     """Bundles of ours of which that holder has no good copy, and is not asking to be rid of it."""
     who = world.holders.get(holder, Holder(holder, "device"))
     moving = "SELECT 1 FROM copies c WHERE c.bundle=b.id AND c.holder=:holder AND c.state='moving'"
-    once = f"SELECT 1 FROM roots r WHERE r.bundle=b.id AND r.root GLOB '{blocks.ONCE}*'"
+    kept = "SELECT 1 FROM roots r WHERE r.bundle=b.id AND r.root GLOB '{}*'"
+    once = kept.format(blocks.ONCE)
+    # What is shared travels with its grants, which there are when all of it has been written.
+    begun = kept.format(journal.ROOT)
     return (
         f"FROM bundles b WHERE b.id>:after AND b.state='sealed' AND {OURS} AND b.kind=:kind"
         f" AND NOT {is_at(who)} AND NOT EXISTS ({moving}) AND NOT EXISTS ({once})"
+        f" AND NOT (b.folder IS NULL AND EXISTS ({begun}))"
     )
 
 

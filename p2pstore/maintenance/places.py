@@ -36,7 +36,7 @@ from p2pstore.carriers import (
 from p2pstore.clock import Clock
 from p2pstore.errors import P2PStoreError, UsageError
 from p2pstore.ids import BlockId, BundleId, NodeId, short
-from p2pstore.maintenance.carried import CarriedBundles, keys_of
+from p2pstore.maintenance.carried import CarriedBundles, KeptParcels, keys_of
 from p2pstore.store import BundleRow, Catalog, blocks, copies
 from p2pstore.swarm import Shelf
 from p2pstore.threads import in_thread
@@ -93,6 +93,7 @@ class Places:
         self._clock = clock
         self._pool = pool
         self._places: dict[NodeId, Place] = {}
+        self._kept = KeptParcels()
         self.carried: dict[NodeId, CarriedBundles] = {}  # the bundles of each
         self.trouble: dict[str, str] = {}  # by name, what its set-up or the last call to it told
         for path in sorted(self._directory.glob("*.toml"))[:MAX_CARRIERS]:
@@ -159,7 +160,7 @@ class Places:
         await try_out(self.get(name).carrier)
 
     async def remove(self, name: str) -> None:
-        """Forget it; what lies there stays. First `relying` is to be empty, and no folder is to
+        """Forget it; what lies there stays. First nothing is to rely on it, and no folder is to
         name it."""
         place = self._places.get(carrier_id(name))
         if place is None and name not in self.trouble:
@@ -173,10 +174,10 @@ class Places:
         if place is not None:
             await place.carrier.close()
 
-    def relying(self, name: str) -> list[BundleRow]:
-        """Bundles that lie there, not here, and with fewer than two other holders. Blocks."""
+    def only_away(self, name: str) -> list[BundleRow]:
+        """Bundles that lie there and not here. Blocks."""
         node = carrier_id(name)
-        return self._catalog.view(lambda db: _relying(db, node))
+        return self._catalog.view(lambda db: _only_away(db, node))
 
     def _keep(self, name: str, config: CarrierConfig) -> None:
         self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -186,7 +187,13 @@ class Places:
         node = carrier_id(name)
         carrier = make_carrier(name, config)
         bundles = CarriedBundles(
-            node, carrier, self._shelf, keys=self._keys, clock=self._clock, pool=self._pool
+            node,
+            carrier,
+            self._shelf,
+            keys=self._keys,
+            clock=self._clock,
+            pool=self._pool,
+            kept=self._kept,
         )
         place = self._places[node] = Place(name, config, carrier, bundles)
         self.carried[node] = bundles
@@ -244,11 +251,10 @@ class Places:
         return [self._places[n] for n in sorted(self._places, key=lambda n: n not in known)]
 
 
-def _relying(db: sqlite3.Connection, node: NodeId) -> list[BundleRow]:
+def _only_away(db: sqlite3.Connection, node: NodeId) -> list[BundleRow]:
     query = (
-        "SELECT b.id FROM bundles b JOIN copies c ON c.bundle=b.id AND c.holder=?1"
-        " WHERE b.state='evicted' AND (SELECT count(*) FROM copies o WHERE o.bundle=b.id"
-        " AND o.holder<>?1 AND o.state='proved') < 2 ORDER BY b.id"
+        "SELECT b.id FROM bundles b JOIN copies c ON c.bundle=b.id AND c.holder=?"
+        " WHERE b.state='evicted' ORDER BY b.id"
     )
     numbers = [number for (number,) in db.execute(query, (node,)).fetchall()]
     return [row for n in numbers if (row := blocks.by_rowid(db, n)) is not None]

@@ -58,6 +58,7 @@ class Replicator:
         # When all bundles were last looked through for a holder that then lacked none, and the
         # newest of them: until LOOK_S have passed only newer ones are looked at.
         self._looked: dict[NodeId, tuple[float, int]] = {}
+        self._changes = 0  # each makes what is being looked through just then worth another look
         self.sending: dict[NodeId, int] = {}  # bytes on their way, for `status`
         self.trouble: dict[NodeId, str] = {}
 
@@ -68,6 +69,7 @@ class Replicator:
             return False
         sent: set[int] = set()  # nothing is sent twice in one go, whatever a holder signs
         refused: list[BundleId] = []
+        changes = self._changes
         began, newest = self._clock.monotonic(), await asyncio.to_thread(self._ledger.newest)
         complete, after = self._looked.pop(holder, (-LOOK_S, 0))
         if began - complete >= LOOK_S:
@@ -75,7 +77,8 @@ class Replicator:
         while True:
             rows = await asyncio.to_thread(self._lacking, holder, sent, after)
             if not rows:
-                self._looked[holder] = (complete, newest)
+                if changes == self._changes:
+                    self._looked[holder] = (complete, newest)
                 if not refused:
                     self.trouble.pop(holder, None)
                 return True
@@ -148,10 +151,12 @@ class Replicator:
     def look_anew(self) -> None:
         """Something that was there before wants more copies now."""
         self._looked.clear()
+        self._changes += 1
 
     def retry(self, holder: NodeId) -> None:
         """It came back: what it could not take before it may be able to take now."""
         self._looked.pop(holder, None)
+        self._changes += 1
         self._resting.pop(holder, None)
         self.trouble.pop(holder, None)
 

@@ -481,6 +481,10 @@ class Maintenance:
         """bundle row -> copies on other nodes that count."""
         return self._ledger.counts(self.world())
 
+    def relying(self, rows: Sequence[BundleRow], holder: NodeId) -> list[BundleRow]:
+        """Those of the bundles that would have too few copies without this holder."""
+        return self._ledger.relying(self.world(), rows, holder)
+
     def copies_of_files(self, ids: Sequence[int]) -> dict[int, int]:
         """A file has as many copies as the least copied of its bundles."""
 

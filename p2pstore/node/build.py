@@ -253,6 +253,7 @@ class Node:
             ingest=lambda ring: self._make_ingest(lambda: ring),
             hints=self.network.addresses,
             content=self.vfs.read,
+            size=self.vfs.size,
             free=lambda: self.room.free(self.data),
             changed=self._shared,
             end=collector.end,

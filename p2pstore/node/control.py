@@ -23,7 +23,7 @@ from p2pstore.folders import Brought, Preview
 from p2pstore.home import Home
 from p2pstore.maintenance import Rebuilt, carrier_id
 from p2pstore.members import confirm
-from p2pstore.node import inviting, removing
+from p2pstore.node import carrying, inviting
 from p2pstore.node.build import Node
 from p2pstore.node.checking import check
 from p2pstore.node.checks import doctor
@@ -198,12 +198,14 @@ class NodeControl:
         node = self._node
         given = _settings(args)
         self._check_carriers(given)
+        carrying.check_folder(node, args["dir"])
         preview = await node.folders.preview(args["dir"], given, force=bool(args.get("force")))
         settings = node.folders.settings_for(Path(os.path.realpath(args["dir"])), given)
         return {**_preview_line(node, args["dir"], preview), "min_copies": settings.min_copies}
 
     async def do_add_folder(self, args: Args, _: Progress) -> Any:
         self._check_carriers(_settings(args))
+        carrying.check_folder(self._node, args["dir"])
         changed = await self._node.folders.add(
             args["dir"], _settings(args), force=bool(args.get("force"))
         )
@@ -292,7 +294,12 @@ class NodeControl:
             return {"path": os.fsdecode(entry.path), "hydrated": True}
         return {"path": path.removesuffix(".f"), "hydrated": False}
 
+    def _check_target(self, path: str) -> None:
+        if self._home.holds(path):
+            raise UsageError(f"{path} lies in p2pstore's own store; choose another place.")
+
     async def do_restore(self, args: Args, _: Progress) -> Any:
+        self._check_target(args["to"])
         path, size = await self._node.vfs.copy(args["path"], args["to"])
         return {"path": path, "bytes": size}
 
@@ -319,6 +326,7 @@ class NodeControl:
     async def do_download(self, args: Args, progress: Progress) -> Any:
         node, told = self._node, _bytes_told("download", progress)
         key, to, force = args["key"], args["to"], bool(args.get("force"))
+        self._check_target(to)
         carrier = args.get("carrier")
         if carrier or looks_like_upload_key(key):
             got = await node.uploads.download(key, to, carrier, force=force, progress=told)
@@ -341,8 +349,7 @@ class NodeControl:
         return {"carriers": await asyncio.to_thread(carrier_lines, self._node)}
 
     async def do_add_carrier(self, args: Args, _: Progress) -> Any:
-        place = await self._node.network.places.add(args["name"], config_of(args["config"]))
-        await self._node.network.read_letters()
+        place = await carrying.add_carrier(self._node, args["name"], config_of(args["config"]))
         return {"name": place.name}
 
     async def do_test_carrier(self, args: Args, _: Progress) -> Any:
@@ -353,7 +360,7 @@ class NodeControl:
         return {"name": args["name"], "seconds": clock.monotonic() - began}
 
     async def do_remove_carrier(self, args: Args, progress: Progress) -> Any:
-        await removing.remove_carrier(self._node, args["name"], progress)
+        await carrying.remove_carrier(self._node, args["name"], progress)
         return {}
 
     async def do_stat(self, args: Args, _: Progress) -> Any:

@@ -220,8 +220,12 @@ class Network:
         self.pusher.carried = self.places.carried
         self.letters = Letters(
             self.places,
+            group=group.group_id,
             state=lambda: (group.state.raw, group.state.order),
             heads=lambda: [(one.raw, one.head) for one in self.exchange.signed_heads()],
+            take=lambda letter: self.exchange.take(
+                Heads((letter.state,), letter.heads), "a carrier"
+            ),
         )
         self._discovery: Discovery | None = None
         self.transport.watch(self._link_changed)
@@ -286,8 +290,7 @@ class Network:
 
     async def read_letters(self) -> None:
         """Carriers may have newer heads than this HOME, which may come from a copy."""
-        for letter in await self.letters.read():
-            await self.exchange.take(Heads((letter.state,), letter.heads), "a carrier")
+        await self.letters.read()
 
     async def _meet_bootstraps(self) -> None:
         """Nodes named by the user are met over TLS too, not only in the DHT."""

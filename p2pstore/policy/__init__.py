@@ -24,6 +24,7 @@ from p2pstore.policy.classes import (
     editor_marks,
     is_own,
     marks_repository,
+    refuse_carrier,
     refuse_folder,
 )
 from p2pstore.policy.copies import (
@@ -154,6 +155,7 @@ __all__ = [
     "next_move",
     "offer_to_friend",
     "one_house",
+    "refuse_carrier",
     "refuse_folder",
     "reliability",
     "room_for_batch",

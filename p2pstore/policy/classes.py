@@ -319,5 +319,15 @@ def refuse_folder(
     return None
 
 
+def refuse_carrier(path: PurePath, p2p_home: PurePath, watched: Sequence[PurePath]) -> str | None:
+    """Why a directory must not be a carrier; None when it may. All paths absolute and resolved."""
+    if _contains(p2p_home, path):
+        return "It lies in p2pstore's own store."
+    for folder in watched:
+        if _contains(folder, path):
+            return f"It lies in the watched folder {folder}."
+    return None
+
+
 def _contains(outer: PurePath, inner: PurePath) -> bool:
     return inner == outer or outer in inner.parents

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import NamedTuple, Protocol
@@ -161,10 +161,16 @@ class Restore:
                 hashing = asyncio.ensure_future(asyncio.to_thread(whole.update, pieces))
                 try:
                     yield pieces
+                except BaseException:
+                    whole.stop()
+                    raise
                 finally:
                     await hashing
         if whole is not None:
-            await asyncio.to_thread(whole.compare)
+            try:
+                await asyncio.to_thread(whole.compare)
+            finally:
+                whole.stop()
 
     async def content(
         self, manifest: Manifest, start: int = 0, end: int | None = None
@@ -303,9 +309,10 @@ class Restore:
         return results
 
 
-def _zeros(count: int) -> list[bytes]:
-    whole, rest = divmod(max(0, count), len(_ZEROS))
-    return [_ZEROS] * whole + ([_ZEROS[:rest]] if rest else [])
+def _zeros(count: int) -> Iterator[bytes]:
+    while count > 0:
+        yield _ZEROS[:count]
+        count -= len(_ZEROS)
 
 
 def _with_holes(manifest: Manifest, payloads: Sequence[bytes]) -> bytes:
@@ -358,12 +365,20 @@ def _in_file(
 
 
 class _Whole:
-    """A file's whole content going by, holes as zeros. One thread at a time."""
+    """A file's whole content going by, holes as zeros. One thread at a time.
+
+    A hole may be of exabytes, whoever made the manifest: what nobody waits for any more is stopped.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._hasher = blake3()
         self._at = 0
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Nobody asks for the result any more. Any thread."""
+        self._is_stopped = True
 
     def update(self, pieces: Sequence[Piece]) -> None:
         for offset, content in pieces:
@@ -378,7 +393,7 @@ class _Whole:
             raise IntegrityError("The content does not have the hash that its manifest states.")
 
     def _fill(self, until: int) -> None:
-        while self._at < until:
+        while self._at < until and not self._is_stopped:
             step = min(until - self._at, len(_ZEROS))
             self._hasher.update(memoryview(_ZEROS)[:step])
             self._at += step

@@ -25,7 +25,7 @@ ONCE = Patience(tries=1)
 
 def looks_like_upload_key(text: str) -> bool:
     """Whether somebody means the key of a file at a carrier by it, not a path."""
-    return text[: len(UPLOAD_PREFIX)].lower() == UPLOAD_PREFIX
+    return text.lstrip()[: len(UPLOAD_PREFIX)].lower() == UPLOAD_PREFIX
 
 
 class Uploads:

@@ -8,7 +8,6 @@ a range after the other.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -19,6 +18,7 @@ import msgspec
 
 from p2pstore.clock import Clock
 from p2pstore.content import (
+    JOINERS,
     BundleRef,
     FileMeta,
     Keyring,
@@ -41,7 +41,6 @@ OPEN_S: Final = 600.0
 MAX_OPEN: Final = 32
 # Whoever shared it says nothing about who may read it here, and nothing of his is ever run.
 MODE: Final = 0o644
-_UNSEEMLY: Final = re.compile(rb"[\0-\x1f\x7f]")
 
 
 class _WithTicket:
@@ -151,6 +150,19 @@ class Downloads:
 
 
 def _presentable(manifest: Manifest) -> Manifest:
-    """With a name that does nothing to a terminal and hides nowhere."""
-    name = _UNSEEMLY.sub(b"_", manifest.meta.name).lstrip(b".") or b"file"
+    name = presentable(manifest.meta.name)
     return msgspec.structs.replace(manifest, meta=msgspec.structs.replace(manifest.meta, name=name))
+
+
+def presentable(name: bytes) -> bytes:
+    """A name that does nothing to a terminal, shows its suffix at its end and hides nowhere.
+
+    Bytes that are no UTF-8 stay what they are.
+    """
+    text = name.decode(errors="surrogateescape")
+    seemly = "".join(c if c.isprintable() or c in JOINERS or _is_byte(c) else "_" for c in text)
+    return seemly.lstrip(".").encode(errors="surrogateescape") or b"file"
+
+
+def _is_byte(char: str) -> bool:
+    return "\udc80" <= char <= "\udcff"

@@ -9,6 +9,8 @@ such a file can read the shared file, as with the key itself; a password is in n
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,7 +18,7 @@ import msgspec
 
 from p2pstore.content import FOR_EVER_MS, MAX_KEY_TEXT, MAX_NAME, BundleRef
 from p2pstore.durable import read_checked, replace_file, sync_directory, with_check
-from p2pstore.errors import FormatError
+from p2pstore.errors import FormatError, NoRoom, Unavailable
 from p2pstore.ids import Bytes32
 
 MAGIC: Final = b"p2pshar\x01"
@@ -60,12 +62,19 @@ class Records:
 
     def ids(self) -> set[str]:
         """Of all shares, those too whose record cannot be read."""
-        return {path.stem for path in self._directory.glob(f"*{SUFFIX}")}
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return set()
+        return {name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)}
 
     def read(self, share_id: str) -> ShareRecord:
-        """FormatError when it is damaged."""
+        """FormatError when it is damaged, or cannot be read."""
         path = self._path(share_id)
-        body = read_checked(path, MAGIC, MAX_FILE)
+        try:
+            body = read_checked(path, MAGIC, MAX_FILE)
+        except OSError as exc:
+            raise FormatError(f"{path.name} cannot be read ({exc.strerror})") from exc
         try:
             record = _DECODER.decode(body)
         except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
@@ -75,9 +84,14 @@ class Records:
         return record
 
     def write(self, record: ShareRecord) -> None:
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        sync_directory(self._directory.parent)
-        replace_file(self._path(record.id), with_check(MAGIC, _ENCODER.encode(record)))
+        """NoRoom, Unavailable: then there is no such share."""
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            sync_directory(self._directory.parent)
+            replace_file(self._path(record.id), with_check(MAGIC, _ENCODER.encode(record)))
+        except OSError as exc:
+            kind = NoRoom if exc.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
+            raise kind(f"What is shared cannot be noted in HOME ({exc.strerror}).") from exc
 
     def remove(self, share_id: str) -> None:
         self._path(share_id).unlink(missing_ok=True)

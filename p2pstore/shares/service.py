@@ -19,11 +19,11 @@ import sqlite3
 import stat
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from p2pstore.clock import Clock
 from p2pstore.content import (
@@ -49,7 +49,14 @@ from p2pstore.content import (
     sign_grant,
     token_hash,
 )
-from p2pstore.errors import FormatError, IntegrityError, NoRoom, Unavailable, UsageError
+from p2pstore.errors import (
+    FormatError,
+    IntegrityError,
+    NoRoom,
+    P2PStoreError,
+    Unavailable,
+    UsageError,
+)
 from p2pstore.home import Home
 from p2pstore.ids import BlockId, BundleId, PublicKey
 from p2pstore.ingest import Author, Ingest, Intake, Protected
@@ -77,6 +84,16 @@ End = Callable[[Sequence[BundleRow]], Awaitable[None]]
 """Puts bundles away that nobody needs any more, here and at their holders."""
 
 
+class _Terms(NamedTuple):
+    """What a share is to be, beside its content."""
+
+    created_ms: int
+    expires_ms: int
+    is_once: bool
+    has_password: bool
+    hints: tuple[Address, ...]
+
+
 class Shares:
     def __init__(
         self,
@@ -88,6 +105,7 @@ class Shares:
         ingest: Callable[[Keyring], Ingest],
         hints: Callable[[], Sequence[Address]],
         content: Callable[[str], AsyncIterator[bytes]],
+        size: Callable[[str], Awaitable[int]],
         free: Callable[[], int],
         changed: Callable[[], Awaitable[None]],
         end: End,
@@ -96,8 +114,9 @@ class Shares:
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """`ingest` makes a pipeline with these keys; `hints` are addresses for the key; `content`
-        reads what a placeholder stands for; `free` tells the bytes that the store may still take;
-        `changed`: there is something new to copy and announce. Blocks: it reads HOME."""
+        reads what a placeholder stands for, `size` tells its bytes; `free` are those that the store
+        may still take; `changed`: there is something new to copy and announce. Blocks: it reads
+        HOME."""
         self._home = home
         self._store = store
         self._catalog = catalog
@@ -105,6 +124,7 @@ class Shares:
         self._ingest = ingest
         self._hints = hints
         self._content = content
+        self._size = size
         self._free = free
         self._changed = changed
         self._end = end
@@ -117,6 +137,7 @@ class Shares:
         self._unsent: dict[str, set[BlockId]] = {}  # of shares that are fetched once
         self._lock = threading.Lock()  # grants are asked for in any thread
         self._wake: Callable[[], None] = lambda: None
+        self._left: list[BundleRow] = []  # of shares without a record: they ended, or never began
         self._load()
 
     def woken_by(self, wake: Callable[[], None]) -> None:
@@ -140,7 +161,7 @@ class Shares:
 
     def served(self, token: bytes, bundle_id: BundleId, sent: Sequence[BlockId]) -> None:
         """Blocks of ours went to somebody who showed this token."""
-        for share_id, left in self._unsent.items():
+        for share_id, left in list(self._unsent.items()):  # threads add to it
             record = self._shares[share_id]
             if record.token_hash == token_hash(token):
                 left.difference_update(sent)
@@ -156,15 +177,17 @@ class Shares:
             except FormatError as exc:
                 log.warning("A share cannot be listed, its blocks are kept: %s", exc)
 
-        def settle(db: sqlite3.Connection) -> None:
+        def settle(db: sqlite3.Connection) -> list[BundleRow]:
+            left: list[BundleRow] = []
             for prefix in (SHARED, ONCE):
                 for root in blocks.roots_with(db, prefix):
                     if root.removeprefix(prefix) not in ids:
-                        blocks.drop_root(db, root)
+                        left.extend(blocks.bundles_of_root(db, root))
             for record in self._shares.values():
                 _keep(record, db)
+            return left
 
-        self._catalog.write(settle).result()
+        self._left = self._catalog.write(settle).result()
 
     def _add(self, record: ShareRecord) -> None:
         author = self._author()
@@ -204,32 +227,25 @@ class Shares:
     ) -> ShareRecord:
         """Share a file's content, also that of a placeholder; Unavailable when it changes
         meanwhile, UsageError when it is no file, NoRoom."""
+        if expires_s is not None and expires_s <= 0:
+            raise UsageError("A key that has expired already is of no use to anybody.")
         now_ms = int(self._clock.wall() * 1000)
-        expires_ms = FOR_EVER_MS if expires_s is None else now_ms + int(expires_s * 1000)
         secret = self._random(32)
         access = await in_thread(self._pool, share_access, secret, password)
+        terms = _Terms(
+            created_ms=now_ms,
+            expires_ms=FOR_EVER_MS if expires_s is None else now_ms + int(expires_s * 1000),
+            is_once=once,
+            has_password=bool(password),
+            hints=tuple(self._hints())[:MAX_HINTS],
+        )
         async with self._opened(path) as (file, name):
             size = os.fstat(file.fileno()).st_size
             self._check_room(size)
-            make = partial(self._make, file, name, secret, access)
-            advance = _on_loop(progress, size)
-            bundles, root_id, size = await in_thread(self._pool, make, advance, once)
-        key = encode_share_key(
-            ShareKey(secret, root_id[:16], bool(password), tuple(self._hints())[:MAX_HINTS])
-        )
-        record = ShareRecord(
-            key=key,
-            token_hash=token_hash(share_token(access)),
-            name=name,
-            size=size,
-            created_ms=now_ms,
-            expires_ms=expires_ms,
-            is_once=once,
-            has_password=bool(password),
-            bundles=bundles,
-        )
-        await in_thread(self._pool, self._records.write, record)
-        await in_thread(self._pool, self._add, record)
+            intake = Intake(
+                name, file.fileno(), os.fstat(file.fileno()), advance=_on_loop(progress, size)
+            )
+            record = await in_thread(self._pool, self._make, intake, secret, access, terms)
         await self._changed()
         self._wake()
         return record
@@ -244,61 +260,86 @@ class Shares:
                 yield file, name
             return
         placeholder = path if await in_thread(self._pool, os.path.lexists, path) else path + ".f"
+        # Once as a file, then once more in bundles.
+        self._check_room(2 * await self._size(placeholder))
         with tempfile.TemporaryFile(dir=self._home.path) as whole:
-            async for piece in self._content(placeholder):
-                self._check_room(len(piece))
-                await in_thread(self._pool, whole.write, piece)
-            whole.flush()
+            try:
+                async for piece in self._content(placeholder):
+                    await in_thread(self._pool, whole.write, piece)
+                await in_thread(self._pool, whole.flush)
+            except OSError as exc:
+                raise NoRoom(f"{path} cannot be brought back here ({exc.strerror}).") from exc
             yield whole, name.removesuffix(b".f")
 
-    def _check_room(self, size: int) -> None:
-        free = self._free()
-        if free < size:
+    def _check_room(self, needed: int) -> None:
+        if (free := max(0, self._free())) < needed:
             raise NoRoom(
-                f"{size} bytes are needed in the store, {max(0, free)} are free above keep-free."
+                f"{needed} bytes are needed in the store, {free} are free above keep-free."
             )
 
-    def _make(
-        self,
-        file: BinaryIO,
-        name: bytes,
-        secret: bytes,
-        access: bytes,
-        advance: Callable[[int], None],
-        once: bool,
-    ) -> tuple[tuple[BundleRef, ...], BlockId, int]:
-        """All bundles of the share, the root's first, durable and read back; the id of the root;
-        the file's size. In a thread."""
-        ring = Keyring.of_share(access)
+    def _make(self, intake: Intake, secret: bytes, access: bytes, terms: _Terms) -> ShareRecord:
+        """The share as HOME and the holders are to know it. In a thread."""
         root = BundleRef(share_bundle(secret), share_tag(secret))
-        kept = (ONCE if once else SHARED) + root.bundle_id[:16].hex()
+        kept = (ONCE if terms.is_once else SHARED) + root.bundle_id[:16].hex()
+        with self._begun(kept) as intent:
+            ring = Keyring.of_share(access)
+            content = self._write_content(intake, ring, kept, intent)
+            root_id = self._write_root(
+                root, access, content.manifest, [kept, journal.root_of(intent)]
+            )
+            rows = self._catalog.view(lambda db: blocks.get_bundles(db, list(content.bundles)))
+            key = ShareKey(secret, root_id[:16], terms.has_password, terms.hints)
+            record = ShareRecord(
+                key=encode_share_key(key),
+                token_hash=token_hash(share_token(access)),
+                name=intake.path,
+                size=content.size,
+                created_ms=terms.created_ms,
+                expires_ms=terms.expires_ms,
+                is_once=terms.is_once,
+                has_password=terms.has_password,
+                bundles=(root, *(BundleRef(b, rows[b].tag) for b in sorted(content.bundles))),
+            )
+            self._records.write(record)
+            self._add(record)
+        return record
+
+    @contextmanager
+    def _begun(self, kept: str) -> Iterator[int]:
+        """An open row of the journal. Until it is closed nothing of the share is copied: a holder
+        that was given a bundle without its grant would never give it to anybody."""
         now_ms = int(self._clock.wall() * 1000)
+        intent = self._catalog.write(
+            lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now_ms)
+        ).result()
+        try:
+            yield intent
+        except BaseException:
+            self._catalog.write(lambda db: blocks.drop_root(db, kept)).result()
+            raise
+        finally:
+            self._catalog.write(lambda db: journal.close(db, intent)).result()
+
+    def _write_content(self, intake: Intake, ring: Keyring, kept: str, intent: int) -> Protected:
+        """Durable, read back, and kept alive."""
 
         def commit(
             db: sqlite3.Connection, safe: Sequence[Protected], rows: Mapping[BundleId, int]
         ) -> None:
             blocks.add_root(db, kept, [rows[b] for one in safe for b in one.bundles])
 
-        intent = self._catalog.write(
-            lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now_ms)
-        ).result()
-        try:
-            intake = Intake(name, file.fileno(), os.fstat(file.fileno()), advance=advance)
-            (result,) = self._ingest(ring).protect(
-                None, [intake], intent=intent, commit=commit, kind="share"
+        (result,) = self._ingest(ring).protect(
+            None, [intake], intent=intent, commit=commit, kind="share"
+        )
+        if not isinstance(result, Protected):
+            raise Unavailable(
+                f"{os.fsdecode(intake.path)} {result.reason}; try again when it is left alone."
             )
-            if not isinstance(result, Protected):
-                raise Unavailable(
-                    f"{os.fsdecode(name)} {result.reason}; try again when it is left alone."
-                )
-            root_id = self._write_root(root, access, result.manifest, kept)
-        finally:
-            self._catalog.write(lambda db: journal.close(db, intent)).result()
-        tags = self._catalog.view(lambda db: blocks.get_bundles(db, list(result.bundles)))
-        bundles = (root, *(BundleRef(b, tags[b].tag) for b in sorted(result.bundles)))
-        return bundles, root_id, result.size
+        return result
 
-    def _write_root(self, ref: BundleRef, access: bytes, manifest: bytes, kept: str) -> BlockId:
+    def _write_root(
+        self, ref: BundleRef, access: bytes, manifest: bytes, roots: Sequence[str]
+    ) -> BlockId:
         author = self._author()
         now_ms = int(self._clock.wall() * 1000)
         header = BundleHeader(
@@ -329,9 +370,13 @@ class Shares:
             blocks=1,
             created=now_ms,
         )
-        self._catalog.write(
-            lambda db: blocks.add_root(db, kept, [blocks.put_bundle(db, row)])
-        ).result()
+
+        def put(db: sqlite3.Connection) -> None:
+            number = blocks.put_bundle(db, row)
+            for name in roots:
+                blocks.add_root(db, name, [number])
+
+        self._catalog.write(put).result()
         return sealed.block_id
 
     # -- ending -------------------------------------------------------------------------------
@@ -349,6 +394,9 @@ class Shares:
     async def turn(self) -> float | None:
         """End what has expired, or was fetched once; the seconds until the next one expires."""
         now_ms = int(self._clock.wall() * 1000)
+        if self._left:
+            await self._let_go(self._left)
+            self._left = []
         for record in list(self._shares.values()):
             is_fetched = record.is_once and not self._unsent.get(record.id)
             if record.has_expired(now_ms) or is_fetched:
@@ -367,13 +415,19 @@ class Shares:
             for ref in record.bundles:
                 self._grants.pop(ref.bundle_id, None)
 
-        def drop(db: sqlite3.Connection) -> list[BundleRow]:
-            for prefix in (SHARED, ONCE):
-                blocks.drop_root(db, prefix + record.id)
-            ids = [ref.bundle_id for ref in record.bundles]
-            return list(blocks.get_bundles(db, ids).values())
+        ids = [ref.bundle_id for ref in record.bundles]
+        rows = self._catalog.view(lambda db: blocks.get_bundles(db, ids))
+        await self._let_go([rows[bundle] for bundle in ids if bundle in rows])
 
-        await self._end(await self._catalog.awrite(drop))
+    async def _let_go(self, rows: Sequence[BundleRow]) -> None:
+        """The root's first, without which nothing is found. Each has its place in the catalog until
+        its turn comes: that says at the next start what was not done."""
+        for row in rows:
+            await self._catalog.awrite(partial(_unkeep, row.id))
+            try:
+                await self._end([row])
+            except P2PStoreError as exc:
+                log.warning("A bundle of a share that has ended is collected later: %s", exc)
 
 
 def _keep(record: ShareRecord, db: sqlite3.Connection) -> None:
@@ -384,6 +438,11 @@ def _keep(record: ShareRecord, db: sqlite3.Connection) -> None:
             blocks.set_tag(db, found[ref.bundle_id].id, ref.tag)
     root = (ONCE if record.is_once else SHARED) + record.id
     blocks.add_root(db, root, [row.id for row in found.values()])
+
+
+def _unkeep(bundle: int, db: sqlite3.Connection) -> None:
+    for prefix in (SHARED, ONCE):
+        blocks.drop_roots_of(db, bundle, prefix)
 
 
 def _open(path: str) -> BinaryIO | None:
@@ -399,7 +458,12 @@ def _open(path: str) -> BinaryIO | None:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise UsageError(f"{path} is no file: only files can be shared, one at a time.")
-    if looks_like_manifest(os.pread(fd, MAX_READ, 0)):
+    try:
+        is_placeholder = looks_like_manifest(os.pread(fd, MAX_READ, 0))
+    except OSError as exc:
+        os.close(fd)
+        raise UsageError(f"{path} cannot be read ({exc.strerror}).") from exc
+    if is_placeholder:
         os.close(fd)
         return None
     return os.fdopen(fd, "rb", buffering=0)

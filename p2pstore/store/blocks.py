@@ -266,6 +266,14 @@ def drop_root(db: sqlite3.Connection, root: str) -> None:
     db.execute("DELETE FROM roots WHERE root=?", (root,))
 
 
+def drop_roots_of(db: sqlite3.Connection, bundle: int, prefix: str) -> None:
+    """All that keep this bundle and have names that begin so."""
+    db.execute(
+        "DELETE FROM roots WHERE bundle=? AND root>=? AND root<?",
+        (bundle, prefix, prefix + "\U0010ffff"),
+    )
+
+
 def roots_of(db: sqlite3.Connection, bundle: int) -> list[str]:
     query = "SELECT root FROM roots WHERE bundle=? ORDER BY root"
     return [root for (root,) in db.execute(query, (bundle,))]

@@ -35,9 +35,12 @@ class Intent(NamedTuple):
 _COLUMNS = ", ".join(Intent._fields)
 
 
+ROOT = "journal:"
+
+
 def root_of(intent: int) -> str:
     """The name under which an open intent claims bundles."""
-    return f"journal:{intent}"
+    return f"{ROOT}{intent}"
 
 
 def open_intent(

@@ -103,7 +103,8 @@ class Giver:
             if asked.token:
                 for part in plan.parts:
                     if part.place.is_own:
-                        self._served(asked.token, part.place.bundle_id, part.blocks)
+                        given = [block for block in part.blocks if block in sent]
+                        self._served(asked.token, part.place.bundle_id, given)
             missing = [block for block in dict.fromkeys(asked.blocks) if block not in sent]
             wants_more = bool(missing) or not (asked.blocks or sent)
             if wants_more and standing is not None and message.hops < MAX_HOPS:

@@ -137,6 +137,13 @@ async def test_one_of_many_that_failed_is_raised(fake: Any, home: Path) -> None:
 CONTENT = bytes(range(256)) * 40_000  # some chunks
 
 
+@pytest.mark.parametrize("key", ["p2p:k", "P2P:K", " p2p:k\n", "P2pc:k"])
+async def test_a_key_is_no_path_however_it_was_passed_on(fake: Any, home: Path, key: str) -> None:
+    fake.contents[key] = b"content"
+    async with Client(home) as node, node.open(key) as file:
+        assert file.size == 7
+
+
 async def test_a_file_is_read_in_order(fake: Any, home: Path) -> None:
     fake.contents["/v/photo.jpg"] = CONTENT
     async with Client(home) as node, node.open("/v/photo.jpg") as file:

@@ -47,6 +47,7 @@ def test_keys_round_trip(
 
 def test_a_key_survives_how_people_pass_it_on() -> None:
     assert decode_share_key(f"  {TEXT.upper()}\n") == KEY
+    assert looks_like_share_key(f"  {TEXT.upper()}\n")
     assert decode_share_key(" ".join(TEXT[at : at + 8] for at in range(0, len(TEXT), 8))) == KEY
 
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
+from nacl.signing import SigningKey
 
 from p2pstore.config import FolderSettings
-from p2pstore.content import sign_live_map
+from p2pstore.content import (
+    LIST_CONTEXT,
+    BlockList,
+    BundleIndex,
+    decode_parcel,
+    encode_parcel,
+    sign_live_map,
+)
+from p2pstore.content.bundle import encode_header
+from p2pstore.content.codec import sign
 from p2pstore.errors import IntegrityError, Unavailable, UsageError
 from p2pstore.ids import FolderId, NodeId
+from p2pstore.maintenance import carried
 from p2pstore.maintenance.carried import keys_of
 from p2pstore.store import BundleRow, BundleState, StaleMap, copies
 from p2pstore.wire import Unknown
@@ -172,6 +184,34 @@ async def test_a_random_sample_finds_a_rotten_block(group: Group) -> None:
         await a.pusher.sample(filed.data.bundle_id, filed.data.tag, usb, [last])
 
 
+@pytest.mark.parametrize("what", ["list", "map"])
+async def test_what_somebody_else_signed_is_no_copy(group: Group, what: str) -> None:
+    """Whoever may write to the place can lay a parcel there in which everything fits."""
+    a, filed, usb, carrier = await ready(group)
+    (key,) = parts_of(a, filed.data, usb)
+    there = decode_parcel(carrier.stored[key])
+    entries = there.index.blocks.entries
+    some = there.blocks([entries[0].block_id])[entries[0].block_id]
+    liar = SigningKey.generate()
+    if what == "list":
+        header = msgspec.structs.replace(there.index.header, opener=bytes(liar.verify_key))
+        blocks = BlockList(entries[:1])
+        signature = sign(LIST_CONTEXT, encode_header(header) + blocks.encode(), liar)
+        carrier.stored[key] = encode_parcel(BundleIndex(header, blocks, signature), None, [some])
+    else:
+        a.bundles.set_live_map(
+            filed.data.bundle_id,
+            sign_live_map(there.live.without({5}), a.key),
+        )
+        live = there.live.without(set(range(1, len(entries))))
+        carrier.stored[key] = encode_parcel(there.index, sign_live_map(live, liar), [some])
+    seq = a.bundles.live_map(filed.data.bundle_id).seq
+    with pytest.raises(IntegrityError):
+        await a.pusher.challenge(filed.data.bundle_id, usb, seq)
+    assert await a.evict(a.row(filed.data))
+    assert a.is_here(filed.data)
+
+
 async def test_what_has_rotted_is_put_there_anew(group: Group) -> None:
     a, filed, usb, carrier = await ready(group)
     (key,) = parts_of(a, filed.data, usb)
@@ -194,3 +234,58 @@ async def test_a_carrier_that_is_away_is_asked_again(group: Group) -> None:
     a.replicator.retry(usb)
     assert await a.replicator.serve(usb)
     assert usb in a.copies(filed.data)
+
+
+async def test_a_carrier_is_not_read_beyond_the_largest_bundle(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, filed, usb, carrier = await ready(group, MemoryCarrier(5000))
+    monkeypatch.setattr(carried, "MAX_PARCEL", 30_000)
+    read = 0
+    get = carrier.get
+
+    async def counted(key: str) -> bytes:
+        nonlocal read
+        read += 1
+        await get(parts_of(a, filed.data, usb)[0])
+        return bytes(5000)
+
+    monkeypatch.setattr(carrier, "get", counted)
+    a.carried[usb]._keys = lambda _, __: []
+    with pytest.raises(IntegrityError, match="more than"):
+        await a.carried[usb].check(filed.data.bundle_id, 0)
+    a.carried[usb]._keys = lambda _, __: ["key"] * 200
+    with pytest.raises(IntegrityError, match="more than"):
+        await a.carried[usb].check(filed.data.bundle_id, 0)
+    assert read == 14
+
+
+async def test_many_carriers_keep_little_in_memory(group: Group) -> None:
+    (a,) = await group.devices(1)
+    filed = a.protect("one")
+    kept = carried.KeptParcels()
+    block = a.bundles.index(filed.data.bundle_id).blocks.entries[0].block_id
+    for number in range(5):
+        node = a.use(f"usb{number}", MemoryCarrier())
+        a.carried[node]._kept = kept
+        await a.replicator.serve(node)
+        assert await a.carried[node].blocks(filed.data.bundle_id, 0, [block])
+    assert len(kept._parcels) == carried.KEPT_PARCELS
+
+
+async def test_what_relies_on_a_carrier_is_what_counts_for_too_little_without_it(
+    group: Group,
+) -> None:
+    """Another carrier, and a device that is of the group no more, make up for nothing."""
+    a, filed, usb, _ = await ready(group, others=2)
+    b, c = (node for node in a.world.nodes if node is not a)
+    more = a.use("cloud", MemoryCarrier())
+    await a.replicator.serve(more)
+    row = a.row(filed.data)
+    assert a.ledger.relying(a.look(), [row], usb) == []
+    a.leavers.add(c.node_id)
+    assert a.ledger.relying(a.look(), [row], usb) == [], "the other carrier takes its place"
+    a.catalog.write(lambda db: copies.forget_holder(db, more)).result()
+    assert a.ledger.relying(a.look(), [row], usb) == [row]
+    a.leavers.add(b.node_id)
+    assert a.ledger.relying(a.look(), [row], b.node_id) == [row]

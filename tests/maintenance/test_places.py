@@ -101,13 +101,13 @@ async def test_what_would_be_too_little_without_it_is_named_before_it_goes(
     filed: Any = device.protect("one")
     holder: Any = type("Holder", (), {"node_id": carrier_id("usb")})
     device.note_copy(filed.data, holder)
-    assert made.relying("usb") == [], "it lies here"
+    assert made.only_away("usb") == [], "it lies here"
     device.catalog.write(
         lambda db: blocks.move(
             db, filed.data.id, BundleState.EVICTED, only_from=[BundleState.SEALED]
         )
     ).result()
-    assert [row.id for row in made.relying("usb")] == [filed.data.id]
+    assert [row.id for row in made.only_away("usb")] == [filed.data.id]
     await made.remove("usb")
     assert device.copies(filed.data) == {}
     with pytest.raises(UsageError, match="no carrier"):

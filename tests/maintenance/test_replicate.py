@@ -296,3 +296,19 @@ async def test_one_bundle_that_is_refused_does_not_stop_the_others(group: Group)
     assert b.held.has(second.data.bundle_id)
     assert not a.copies(first.data)
     assert a.replicator.trouble[b.node_id]
+
+
+async def test_what_changes_during_the_last_look_is_looked_for_again(group: Group) -> None:
+    a, b = await group.devices(2)
+    look, seen = a.ledger.lacking, []
+
+    def lacking(*args: Any, after: int = 0) -> list[BundleRow]:
+        seen.append(after)
+        if len(seen) == 1:
+            a.replicator.look_anew()
+        return look(*args, after=after)
+
+    a.ledger.lacking = lacking  # type: ignore[method-assign]
+    await a.replicator.serve(b.node_id)
+    await a.replicator.serve(b.node_id)
+    assert set(seen) == {0}

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 from nacl.signing import SigningKey
 
+from p2pstore.carriers import FolderConfig
 from p2pstore.content import signed_list
 from p2pstore.errors import Busy, PeerUnreachable, Unavailable, UsageError
 from p2pstore.ids import BundleId, NodeId, PublicKey, Tag
 from p2pstore.keys import Role
-from p2pstore.maintenance import Kept
+from p2pstore.maintenance import Kept, carrier_id
 from p2pstore.node.build import Node
 from p2pstore.node.leaving import Leaving, handover, leave
 from p2pstore.store import DiskBundles, State, copies, files
@@ -422,3 +423,30 @@ async def test_an_original_with_the_longest_name_is_exported(place: Place) -> No
         target = place.base / "out"
         assert (await leave(node, os.fspath(target), silent))["left"]
         assert (target / place.folder.name / name).read_bytes() == b"long"
+
+
+async def test_who_has_shared_something_does_not_leave_unseen(place: Place, tmp_path: Path) -> None:
+    """Somebody may have put a file away under its key alone."""
+    (tmp_path / "film").write_bytes(b"the only copy")
+    async with place.running() as node:
+        record = await node.shares.upload(str(tmp_path / "film"), progress=lambda *_: None)
+        done = await leave(node, None, silent)
+        assert not done["left"]
+        assert "film" in done["reasons"][0]
+        await node.shares.unshare(record.key)
+        assert (await leave(node, None, silent))["left"]
+
+
+async def test_a_carrier_is_asked_for_what_is_known_to_lie_there(place: Place) -> None:
+    async with place.running() as node:
+        disk = FolderConfig(path=str(place.base / "disk"))
+        await node.network.places.add("usb", disk)
+        await place.filled(node)
+        await node.folders.add(str(place.folder), {"carriers": ("usb",)}, force=False)
+        node.maintenance.copy_soon()
+        assert await node.maintenance.replicator.serve(carrier_id("usb"))
+        before = len(list((place.base / "disk").glob("*/*")))
+        said: list[dict[str, Any]] = []
+        assert (await leave(node, None, said.append))["left"]
+        assert not [one for one in said if "was not asked" in one.get("text", "")]
+        assert before > len(list((place.base / "disk").glob("*/*"))) <= 2, "letters may stay"

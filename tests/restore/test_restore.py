@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from p2pstore.content import open_manifest
@@ -140,6 +143,29 @@ async def test_holes_are_zeros(made: World, start: int, end: int | None) -> None
     made.replace("file")
     raw = made.at("file.f").read_bytes()
     assert await whole(made.restore, raw, start, end) == content[start:end]
+
+
+HOLE = 1 << 60
+
+
+@pytest.mark.parametrize("offset", [0, 4, 8])
+async def test_a_hole_of_exabytes_costs_what_is_read_of_it(made: World, offset: int) -> None:
+    raw = placeholder(made, b"headtail")
+    manifest = made.restore.open(raw).manifest
+    meta = msgspec.structs.replace(manifest.meta, size=8 + HOLE, holes=((offset, HOLE),))
+    lying = msgspec.structs.replace(manifest, meta=meta)
+    tracemalloc.start()
+    content = made.restore.content(lying)
+    async with asyncio.timeout(20):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                for _ in range(3):
+                    await anext(content)
+        await content.aclose()
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+    # A thread that went on would keep the loop from being closed.
+    await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 5)
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "empty", "other"])

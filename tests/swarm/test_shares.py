@@ -148,3 +148,29 @@ async def test_what_is_not_the_root_is_not_taken_for_it(world: World) -> None:
     other = ShareKey(bytes(32), bytes(16))
     with pytest.raises(Unavailable):
         await asker.share_finder.root(other, shared.ref, TOKEN)
+
+
+async def test_a_block_that_could_not_be_read_was_not_given(world: World) -> None:
+    """What is given once must not end because it was asked for."""
+    owner, asker = await strangers(world)
+    shared = share(owner, 3)
+    spoilt = shared.sealed.blocks[1]
+    path = owner.bundles.path(shared.sealed.bundle_id)
+    raw = path.read_bytes()
+    at = raw.index(spoilt.block)
+    path.write_bytes(raw[:at] + bytes(len(spoilt.block)) + raw[at + len(spoilt.block) :])
+    with pytest.raises(BlocksMissing):
+        await asker.source.blocks(shared.sealed.wanted(), ticket=Ticket(TOKEN, (owner.node_id,)))
+    given = {block for _, _, blocks in owner.told for block in blocks}
+    assert given == {shared.sealed.blocks[0].block_id, shared.sealed.blocks[2].block_id}
+
+
+@pytest.mark.parametrize(
+    "hint", [("127.0.0.1", 0), ("0.0.0.0", 9), ("255.255.255.255", 9), ("ff02::1", 9), ("::", 0)]
+)
+async def test_an_address_that_nobody_can_have_hinders_nothing(
+    world: World, hint: tuple[str, int]
+) -> None:
+    owner, asker = await strangers(world)
+    shared = share(owner, hints=(hint,))
+    assert (await asker.share_finder.root(shared.key, shared.ref, TOKEN))[0] == shared.root

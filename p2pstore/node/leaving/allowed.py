@@ -16,6 +16,8 @@ from p2pstore.store import State, files, folders
 
 CONTENT = (State.PROTECTED, State.PLACEHOLDER, State.HYDRATING, State.CONFLICT)
 
+NAMED = 3  # of what is shared
+
 
 def obstacles(node: Node) -> list[str]:
     """What must be put right first, whatever the room. In a thread."""
@@ -33,6 +35,13 @@ def obstacles(node: Node) -> list[str]:
                 f"Beside {name} only this device has the group's keys. If the 24 words are "
                 "written down, say so: p2pstore words confirm"
             )
+    if shared := [os.fsdecode(record.name) for record in node.shares.all()]:
+        more = f" and {len(shared) - NAMED} more" if len(shared) > NAMED else ""
+        reasons.append(
+            f"Keys that were given for {', '.join(shared[:NAMED])}{more} would lead to nothing. "
+            "Fetch what is to be kept (p2pstore shares, p2pstore download KEY), then take each "
+            "back: p2pstore unshare KEY"
+        )
     for path, left in node.catalog.view(_left_behind).items():
         reasons.append(
             f"{left} placeholders were left in {path} when it was removed. Take it up again: "

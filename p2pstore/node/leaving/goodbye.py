@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from p2pstore.errors import Busy, P2PStoreError
-from p2pstore.ids import BundleId, NodeId, short
+from p2pstore.ids import BundleId, NodeId
 from p2pstore.node.build import Node
 from p2pstore.store import copies
 from p2pstore.threads import in_thread
@@ -50,9 +50,11 @@ def _holders(db: sqlite3.Connection) -> list[NodeId]:
 
 
 async def _release(node: Node, holder: NodeId, progress: Progress) -> None:
-    name = node.group.name_of(holder) or short(holder)
+    name = node.name_of(holder)
     try:
-        kept = await _release_known(node, holder) | await _release_listed(node, holder)
+        kept = await _release_known(node, holder)
+        if node.network.places.name_of(holder) is None:  # a carrier says nothing by itself
+            kept |= await _release_listed(node, holder)
     except P2PStoreError as exc:
         progress({"text": f"{name} was not asked to let its copies go: {exc}"})
         return
