@@ -59,8 +59,13 @@ def add(shell: Shell, /, name: str, kind: str, where: str, **options: Any) -> in
     The secret key of s3 comes from AWS_SECRET_ACCESS_KEY, or is asked for (from a pipe: a line).
     """
     config = {"folder": _folder, "s3": _s3, "png": _png}[kind](where, options, shell)
-    shell.node().call("add_carrier", name=name, config=config)
+    node = shell.node()
+    node.call("add_carrier", name=name, config=config)
     shell.result(f"{name} works: a piece was put there and came back.")
+    if any(
+        one["name"] == name and one.get("same_disk") for one in node.call("carriers")["carriers"]
+    ):
+        shell.say("It lies on the same disk as the store: what is there would be lost with it.")
     shell.say(f"Copies there, too:  p2pstore add-folder DIR --carrier {name}")
     return 0
 

@@ -21,6 +21,9 @@ class NodePath(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value:
             self.fail("an empty path names nothing.", param, ctx)
+        if is_key(str(value)):
+            # Not repeated: it is a secret. A file of such a name is ./p2p:...
+            self.fail("that is the key of a file: p2pstore download KEY", param, ctx)
         text = os.path.abspath(os.path.expanduser(os.fsdecode(value)))
         if os.path.isdir(text):
             return os.path.realpath(text)

@@ -47,7 +47,8 @@ def ask_password(wanted: bool, *, new: bool = False) -> str:
     "--password",
     "has_password",
     is_flag=True,
-    help="Asks for one, without which the key gives nothing (from a pipe: its first line).",
+    help="Asks for one, without which the key gives nothing (from a pipe: its first line). "
+    "Choose a long one: who has the key may try many.",
 )
 @click.option("--carrier", metavar="NAME", help="Put it there, not in the swarm.")
 @pass_shell

@@ -77,7 +77,7 @@ METHODS (arguments -> result)
     unshare {key}                          {"name"}
     carriers {}                            {"carriers": [{"name", "kind", "where", "bytes",
                                            "proved": time|null, "folders": [path], "trouble":
-                                           sentence|""}]}
+                                           sentence|"", "same_disk": as the store}]}
     add_carrier {name, config}             config: the fields of carriers/config.py, with "kind";
                                            prepared and tried; {"name"}
     test_carrier {name}                    {"name", "seconds"}

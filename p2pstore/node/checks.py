@@ -77,6 +77,8 @@ def _carriers(node: Node) -> Iterator[Json]:
             yield _problem(line["trouble"], f"p2pstore carriers remove {name}")
         elif line["trouble"]:
             yield _problem(f"{name}: {line['trouble']}", f"p2pstore carriers test {name}")
+        elif line["same_disk"]:
+            yield _hint(f"{name} lies on the same disk as the store: it would be lost with it.")
         else:
             yield _ok(f"{name}: {format_size(line['bytes'])} lie there.")
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2pstore import __version__
+from p2pstore.carriers import FolderConfig, PictureFolderConfig
 from p2pstore.folders import Folder
 from p2pstore.ids import NodeId, node_id_of, short
 from p2pstore.keys import Certificate
-from p2pstore.maintenance import Report
+from p2pstore.maintenance import Place, Report
 from p2pstore.net import Link
 from p2pstore.node.build import Node
 from p2pstore.store import BundleState, State, blocks, copies, files
@@ -255,6 +256,7 @@ def carrier_lines(node: Node) -> list[Json]:
                     if place.name in folder.settings.carriers
                 ],
                 "trouble": node.maintenance.replicator.trouble.get(place.bundles.node, ""),
+                "same_disk": _is_same_disk(node, place),
             }
         )
     broken = [
@@ -262,6 +264,16 @@ def carrier_lines(node: Node) -> list[Json]:
         for name, trouble in sorted(places.trouble.items())
     ]
     return [*lines, *broken]
+
+
+def _is_same_disk(node: Node, place: Place) -> bool:
+    """Whether it would go together with the store."""
+    if not isinstance(place.config, FolderConfig | PictureFolderConfig):
+        return False
+    try:
+        return os.stat(place.config.path).st_dev == os.stat(node.data).st_dev
+    except OSError:
+        return False  # it is not there
 
 
 def share_lines(node: Node) -> list[Json]:

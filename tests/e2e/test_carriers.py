@@ -46,7 +46,7 @@ def test_a_disk_is_the_second_copy_and_brings_everything_back(
     laptop.start()
     folder, disk = tmp_path / "Vault", tmp_path / "disk"
     write(folder, FILES.items())
-    laptop.ok("carriers", "add", "usb", "folder", disk)
+    assert "same disk" in laptop.ok("carriers", "add", "usb", "folder", disk).err
     laptop.add(folder, "--carrier", "usb")
     until(lambda: carrier(laptop, "usb")["bytes"], "copied to the disk")
     assert laptop.type("free-up", folder).code == 5, "a disk alone frees nothing"

@@ -177,6 +177,16 @@ def test_the_empty_file_and_odd_names_are_files_too(
         assert os.path.getsize(os.path.join(os.fsencode(tmp_path / "to"), appears)) == 0
 
 
+def test_a_key_is_no_path_and_is_not_repeated(pair: tuple[Node, Node], film: Path) -> None:
+    anna, ben = pair
+    key = key_of(anna, film)
+    for command in ("hydrate", "inspect", "upload", "open"):
+        done = ben.type(command, key)
+        assert done.code == 2
+        assert "p2pstore download" in done.err
+        assert key not in done.err
+
+
 def test_what_is_no_file_is_not_shared(pair: tuple[Node, Node], tmp_path: Path) -> None:
     anna, _ = pair
     for path in (tmp_path, tmp_path / "nothing", Path("/dev/null")):
