@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import sqlite3
@@ -27,41 +26,12 @@ from p2pstore.home import Home
 from p2pstore.ids import BundleId, NodeId, PublicKey, Tag, node_id_of, short
 from p2pstore.ingest import Ingest
 from p2pstore.leases import LeaseKeeper
-from p2pstore.maintenance import (
-    Around,
-    Auditor,
-    Collector,
-    Evictor,
-    HandingOver,
-    Healer,
-    IndexWriter,
-    Lapser,
-    Ledger,
-    Loop,
-    Maintenance,
-    Merger,
-    Mover,
-    Others,
-    Refetcher,
-    Relief,
-    Renewer,
-    Repairer,
-    Replicator,
-    RoomMaker,
-    Scrubber,
-    Surplus,
-    Swarm,
-    ensure_catalog,
-    rebuild_state,
-    recover,
-    take_in,
-)
+from p2pstore.maintenance import Loop, ensure_catalog, rebuild_state, recover, take_in
 from p2pstore.members import Group
 from p2pstore.node.network import Network
-from p2pstore.node.rebuilding import LATE_S, Completing
+from p2pstore.node.upkeep import Upkeep
 from p2pstore.placement import SUFFIX
-from p2pstore.policy import Candidate
-from p2pstore.restore import Restore, Wanted
+from p2pstore.restore import Restore
 from p2pstore.shares import Downloads, Shares, Uploads
 from p2pstore.store import DiskBundles, HeldStore, blocks
 from p2pstore.syscalls import is_volatile
@@ -73,10 +43,6 @@ log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while it runs
-MOVE_S = RELIEF_S = REPAIR_S = ROOM_S = 60.0  # between two looks when nothing happens
-AUDIT_S = 600.0
-RENEW_S = 86_400.0
-HEAL_S = LAPSE_S = MERGE_S = SURPLUS_S = 3600.0
 NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -135,8 +101,8 @@ class Node:
             room=self.room.measures,
             changed=self._group_changed,
             linked=self._linked,
-            moved=lambda holder, message: self.mover.asked(holder, message),
-            refusal=lambda: self.handing.refusal(),
+            moved=lambda holder, message: self.upkeep.mover.asked(holder, message),
+            refusal=lambda: self.upkeep.handing.refusal(),
             grants=lambda bundle_id: self.shares.grants(bundle_id),
             served=lambda token, bundle_id, sent: self.shares.served(token, bundle_id, sent),
         )
@@ -147,82 +113,14 @@ class Node:
             self.source, ring=self.group.ring, judge=self.group.judge, pool=self.seal_pool
         )
         self.vfs = Vfs(catalog=self.catalog, restore=self.restore)
-        self.maintenance = self._make_maintenance()
-        self.refetcher = self._make_refetcher()
-        self.healer = Healer(
-            catalog=self.catalog,
-            store=self.store,
-            refetcher=self.refetcher,
-            source=self.source,
-            free=lambda: self.room.free(self.data),
-            pool=self.net_pool,
-        )
-        self.scrubber = Scrubber(
-            catalog=self.catalog,
-            store=self.store,
-            held=self.held,
-            healer=self.healer,
-            clock=self.clock,
-            dedup_secret=lambda: self.group.ring().dedup,
-            period_s=config.scrub_period_s,
-        )
-        assert self.maintenance.evictor is not None
-        self.repairer = self._make_repairer(self.maintenance.evictor)
-        self.renewer = Renewer(
-            catalog=self.catalog,
-            pusher=self.pusher,
-            connected=self._holders_connected,
-            name_of=self.name_of,
-            clock=self.clock,
-            pool=self.net_pool,
-        )
-        self.room_maker = RoomMaker(
-            catalog=self.catalog,
-            evictor=self.maintenance.evictor,
-            measures=self.room.measures,
-            waiting=self._bytes_waiting,
-            clock=self.clock,
-            pool=self.net_pool,
-        )
-        self.merger = self._make_merger()
-        self.mover = self._make_mover()
-        self.handing = HandingOver(
-            home.path / "leaving",
-            self.held,
-            self.network.connections.links,
-            me=self.group.node_id,
-            pool=self.net_pool,
-        )
-        self.relief = Relief(
-            self.held,
-            self.handing,
-            free=lambda: self.room.free(home.path),
-            me=self.group.node_id,
-            pool=self.net_pool,
-        )
-        self.surplus = Surplus(
-            catalog=self.catalog,
-            ledger=Ledger(self.catalog),
-            pusher=self.pusher,
-            world=self.maintenance.world,
-            connected=self._holders_connected,
-            clock=self.clock,
-            pool=self.net_pool,
-        )
-        self.lapser = Lapser(
-            self.held,
-            self.catalog,
-            free=lambda: self.room.free(home.path),
-            clock=self.clock,
-            pool=self.net_pool,
-        )
+        self.upkeep = Upkeep(self)
+        self.maintenance = self.upkeep.maintenance
         self.shares = self._make_shares()
         self.downloads = Downloads(
             self.network.share_finder, self.source, pool=self.seal_pool, clock=self.clock
         )
         self.uploads = Uploads(self.home.path, self.network.places.some, pool=self.seal_pool)
-        self._ask_what_others_keep: Callable[[], None] = lambda: None
-        self._add_loops()
+        self.shares.woken_by(self.maintenance.loops.add("shares", self._shares_turn).wake)
         self.folders = self._make_folders()
         self.opening = Opening(
             watcher=self.opens,
@@ -261,178 +159,10 @@ class Node:
             pool=self.pool,
         )
 
-    def _make_maintenance(self) -> Maintenance:
-        swarm = self._without_leavers(self.network.for_maintenance())
-        ledger = Ledger(self.catalog)
-        replicator = Replicator(
-            catalog=self.catalog,
-            ledger=ledger,
-            pusher=self.pusher,
-            world=lambda: maintenance.world(),
-            clock=self.clock,
-        )
-        maintenance = Maintenance(
-            catalog=self.catalog,
-            held=self.held,
-            ledger=ledger,
-            index=IndexWriter(
-                home=self.home,
-                catalog=self.catalog,
-                ingest=self.ingest,
-                author=self.group.author,
-                clock=self.clock,
-            ),
-            replicator=replicator,
-            auditor=Auditor(
-                catalog=self.catalog,
-                store=self.store,
-                pusher=self.pusher,
-                blocks_of=self._blocks_of,
-                world=lambda: maintenance.world(),
-                connected=self._holders_connected,
-                name_of=self.name_of,
-                lied=lambda _: maintenance.copy_soon(),
-                clock=self.clock,
-                pool=self.net_pool,
-            ),
-            swarm=swarm,
-            clock=self.clock,
-            pool=self.pool,
-            history_s=self.config.history_s,
-            vetting_s=self.config.vetting_s,
-        )
-        maintenance.evictor = Evictor(
-            catalog=self.catalog,
-            store=self.store,
-            ledger=ledger,
-            pusher=self.pusher,
-            world=maintenance.world,
-            promises=self.network.promises,
-            clock=self.clock,
-            pool=self.net_pool,
-            fresh_proof_s=self.config.fresh_proof_s,
-            gone=lambda _: None,  # what is not announced again is forgotten by the DHT
-            lost=maintenance.copy_soon,
-        )
-        maintenance.collector = self._make_collector(maintenance, ledger)
-        maintenance.rebuilding = self.is_rebuilding()
-        if not maintenance.rebuilding:
-            self.completed.set()
-        return maintenance
-
-    def _make_collector(self, maintenance: Maintenance, ledger: Ledger) -> Collector:
-        others = Others(
-            catalog=self.catalog,
-            me=self.group.node_id,
-            devices=self.group.others,
-            pull=self.network.pull,
-            heads=self.home.heads,
-            ring=self.group.ring,
-            judge=self.group.judge,
-        )
-        return Collector(
-            catalog=self.catalog,
-            store=self.store,
-            ledger=ledger,
-            pusher=self.pusher,
-            promises=self.network.promises,
-            others=others,
-            source=self.source,
-            author=self.group.author,
-            ring=self.group.ring,
-            world=maintenance.world,
-            clock=self.clock,
-            pool=self.net_pool,
-        )
-
-    def _without_leavers(self, swarm: Swarm) -> Swarm:
-        """Who leaves is given nothing, and does not count."""
-
-        def candidates() -> list[Candidate]:
-            leaving = self.mover.leaving
-            return [c._replace(leaving=c.holder.node in leaving) for c in swarm.candidates()]
-
-        return dataclasses.replace(
-            swarm,
-            links=lambda: [a for a in swarm.links() if a.node_id not in self.mover.leaving],
-            candidates=candidates,
-        )
-
-    def _holders_connected(self) -> list[NodeId]:
-        """Carriers too: whether they are there shows when they are asked."""
-        return [*(link.node_id for link in self.network.holders()), *self.network.places.ids()]
-
     def name_of(self, node_id: NodeId) -> str:
         """Of a node or a carrier; its short id when it has none here."""
         name = self.group.name_of(node_id) or self.network.places.name_of(node_id)
         return name or short(node_id)
-
-    def _make_refetcher(self) -> Refetcher:
-        return Refetcher(
-            catalog=self.catalog,
-            store=self.store,
-            pusher=self.pusher,
-            source=self.source,
-            promises=self.network.promises,
-            opened_by=self.is_ours,
-            admit_map=self.network.gate.admit_map,
-            free=lambda: self.room.free(self.data),
-            pool=self.net_pool,
-        )
-
-    def _make_repairer(self, evictor: Evictor) -> Repairer:
-        return Repairer(
-            catalog=self.catalog,
-            ledger=Ledger(self.catalog),
-            refetcher=self.refetcher,
-            world=self.maintenance.world,
-            connected=self._holders_connected,
-            copy_soon=self.maintenance.copy_soon,
-            evict=lambda rows: evictor.evict(rows, lambda _: None),
-            clock=self.clock,
-            pool=self.net_pool,
-        )
-
-    def _make_merger(self) -> Merger:
-        maintenance = self.maintenance
-        assert maintenance.collector is not None
-        return Merger(
-            catalog=self.catalog,
-            store=self.store,
-            ledger=Ledger(self.catalog),
-            promises=self.network.promises,
-            author=self.group.author,
-            ring=self.group.ring,
-            world=maintenance.world,
-            age=maintenance.collector.age,
-            free=lambda: self.room.free(self.data),
-            clock=self.clock,
-            pool=self.net_pool,
-        )
-
-    def _make_mover(self) -> Mover:
-        maintenance, replicator = self.maintenance, self.maintenance.replicator
-        evictor = maintenance.evictor
-        assert evictor is not None
-        return Mover(
-            catalog=self.catalog,
-            store=self.store,
-            ledger=Ledger(self.catalog),
-            pusher=self.pusher,
-            refetcher=self.refetcher,
-            around=Around(
-                world=maintenance.world,
-                links=self.network.holders,
-                trouble=lambda: replicator.trouble,
-                is_sending=lambda: any(replicator.sending.values()),
-                copy_soon=maintenance.copy_soon,
-                evict=lambda rows: evictor.evict(rows, lambda _: None),
-                name_of=self.name_of,
-            ),
-            me=self.group.public,
-            clock=self.clock,
-            pool=self.net_pool,
-        )
 
     def _tag_of(self, bundle_id: BundleId) -> Tag:
         return bundle_tag(self.group.ring().current.tag, bundle_id)
@@ -441,38 +171,8 @@ class Node:
         """It may have opened bundles of this group's."""
         return key == self.group.public or self.group.state.certificate_of(key) is not None
 
-    def _add_loops(self) -> None:
-        loops = self.maintenance.loops
-        if rebuild_state(self.catalog) is not None:
-            completing = loops.add("complete", Completing(self).turn, period_s=LATE_S)
-            self._ask_what_others_keep = completing.wake
-        loops.add("audit", self.maintenance.auditor.turn, period_s=AUDIT_S)
-        loops.add("renew", self.renewer.turn, period_s=RENEW_S)
-        loops.add("repair", self.repairer.turn, period_s=REPAIR_S)
-        loops.add("merge", self.merger.turn, period_s=MERGE_S, longest_rest_s=MERGE_S)
-        loops.add("room", self.room_maker.turn, period_s=ROOM_S)
-        self.healer.woken_by(loops.add("heal", self.healer.turn, period_s=HEAL_S).wake)
-        period_s = self.config.scrub_period_s
-        loops.add("scrub", self.scrubber.turn, period_s=period_s, lasts=True)
-        self.mover.woken_by(loops.add("move", self.mover.turn, period_s=MOVE_S).wake)
-        self.handing.woken_by(loops.add("hand over", self.handing.turn).wake)
-        self.relief.woken_by(loops.add("relief", self.relief.turn, period_s=RELIEF_S).wake)
-        self.handing.then(self.relief.asks_anew)
-        loops.add("lapse", self.lapser.turn, period_s=LAPSE_S)
-        loops.add("surplus", self.surplus.turn, period_s=SURPLUS_S)
-        self.shares.woken_by(loops.add("shares", self._shares_turn).wake)
-
     async def _shares_turn(self, _: Loop) -> float | None:
         return await self.shares.turn()
-
-    def _bytes_waiting(self) -> int:
-        """Of files that cannot be taken for want of room."""
-        tallies = (f.waiting.held_up().get("waiting for room") for f in self.folders.all())
-        return sum(tally.bytes for tally in tallies if tally is not None)
-
-    async def _blocks_of(self, raw: bytes) -> list[Wanted]:
-        """Every block that a manifest's content needs."""
-        return await self.restore.wanted(self.restore.open(raw).manifest)
 
     def is_rebuilding(self) -> bool:
         """Whether holders have still to be asked what the rebuilt catalog cannot know."""
@@ -538,7 +238,7 @@ class Node:
             await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        self.scrubber.close()
+        self.upkeep.scrubber.close()
         for pool in (self.pool, self.net_pool, self.seal_pool):
             pool.shutdown()
         self.held.close()
@@ -576,10 +276,7 @@ class Node:
         self.maintenance.copy_soon()
 
     def _linked(self, node_id: NodeId) -> None:
-        self.maintenance.linked(node_id)
-        self.handing.linked(node_id)
-        self.mover.linked()
-        self._ask_what_others_keep()
+        self.upkeep.linked(node_id)
 
     # -- what frontends ask -----------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ async def remove_carrier(node: Node, name: str, progress: Progress) -> None:
         total, done = sum(row.bytes for row in rows), 0
         for row in rows:
             progress({"stage": "fetch", "bytes": done, "bytes_total": total})
-            await node.refetcher.refetch(row)
+            await node.upkeep.refetcher.refetch(row)
             tried.add(row.id)
             done += row.bytes
     await places.remove(name)

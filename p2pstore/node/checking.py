@@ -181,13 +181,13 @@ class _Mending:
             if row is None:
                 await in_thread(node.pool, self._adopt, bundle_id)
             else:
-                await node.healer.heal(bundle_id)
+                await node.upkeep.healer.heal(bundle_id)
         except P2PStoreError as exc:
             if row is not None:
                 now_ms = int(node.clock.wall() * 1000)
                 give_up = partial(_give_up, row, self._has(row), now_ms)
                 self._anew += await node.catalog.awrite(give_up)
-                await node.healer.note(bundle_id)
+                await node.upkeep.healer.note(bundle_id)
             return {"healed": False, "remedy": f"connect a node that holds a copy ({exc})"}
         return {"healed": True, "remedy": ""}
 

@@ -230,7 +230,7 @@ def _store(node: Node) -> Iterator[Json]:
         yield _problem(
             f"{gone} bundles are recorded as here and are missing.", "p2pstore check --repair"
         )
-    damaged = len(node.healer.damaged())
+    damaged = len(node.upkeep.healer.damaged())
     if damaged:
         yield _problem(
             f"{damaged} bundles here are damaged, and nobody who holds them could be asked yet.",

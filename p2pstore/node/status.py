@@ -424,15 +424,15 @@ def _warnings(node: Node) -> list[Json]:
             warn(f"{folder.path}: opening a placeholder may go unnoticed: {folder.opens_unheard}")
         for path, why in folder.unread[:3]:
             warn(f"{folder.path}/{os.fsdecode(path)} cannot be read ({why}).", owner=True)
-    if node.handing.is_leaving:
+    if node.upkeep.handing.is_leaving:
         warn("This node is leaving, and takes no copies. To finish, or to stay:", LEAVE)
-    for holder, number in node.mover.waiting.items():
+    for holder, number in node.upkeep.mover.waiting.items():
         name = node.group.name_of(holder) or short(holder)
         what = "1 copy has" if number == 1 else f"{number:,} copies have"
         warn(f"{name} asked for it: {what} to be placed elsewhere first.")
     if node.held.lost:
         warn(f"{len(node.held.lost)} bundles kept for others are gone from this disk.", owner=True)
-    damaged = len(node.healer.damaged())
+    damaged = len(node.upkeep.healer.damaged())
     if damaged:
         bundles = "1 bundle" if damaged == 1 else f"{damaged:,} bundles"
         text = f"{bundles} damaged here and not healed yet; connect the nodes that hold copies:"

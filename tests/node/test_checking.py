@@ -220,7 +220,7 @@ async def test_what_nobody_else_has_stays_a_problem_and_is_remembered(
         (problem,) = await mended(node)
         assert not problem["healed"]
         assert "holds a copy" in problem["remedy"]
-        assert node.healer.damaged() == [one]
+        assert node.upkeep.healer.damaged() == [one]
         known = node.catalog.read("SELECT count(*) FROM dedup d JOIN bundles b ON b.id=d.bundle"
                                   " WHERE b.bundle_id=?", (one,))  # fmt: skip
         assert known == [(0,)], "nothing new relies on it"

@@ -155,7 +155,7 @@ async def test_it_names_whose_files_would_lose_a_copy(
         node.home.confirm_words()
         other = node.group.others()[0]
         monkeypatch.setattr(handover, "PATIENCE_S", 0.0)
-        monkeypatch.setattr(node.handing, "kept", lambda: {other: Kept(1, 5)})
+        monkeypatch.setattr(node.upkeep.handing, "kept", lambda: {other: Kept(1, 5)})
         done = await leave(node, None, silent)
         assert "the files of nas" in done["reasons"][0]
 
@@ -167,8 +167,8 @@ async def test_what_could_not_be_moved_lets_the_node_stay_a_holder(
     async with place.running() as node:
         hold(node, place.base)
         assert not (await leave(node, None, silent))["left"]
-        assert not node.handing.is_leaving
-        assert node.handing.refusal() is None
+        assert not node.upkeep.handing.is_leaving
+        assert node.upkeep.handing.refusal() is None
 
 
 async def test_it_goes_on_as_soon_as_nothing_of_others_is_here(place: Place) -> None:
@@ -206,13 +206,13 @@ async def test_who_types_it_again_goes_along_and_who_cancels_ends_both(place: Pl
             await both.wait()
             with pytest.raises(Busy):
                 await leaving.leave(node, os.fspath(place.base / "out"), silent)
-            assert node.handing.is_leaving
+            assert node.upkeep.handing.is_leaving
             assert await leaving.cancel(node)
             for call in (one, other):
                 with pytest.raises(Unavailable, match="this node stays"):
                     await call
         assert seen.count("first") >= 1
-        assert not node.handing.is_leaving
+        assert not node.upkeep.handing.is_leaving
         assert not await leaving.cancel(node)
 
 
@@ -228,7 +228,7 @@ async def test_a_client_that_goes_away_changes_nothing(place: Place) -> None:
             await asyncio.sleep(0)
             other.cancel()
             await asyncio.wait([other])
-            assert node.handing.is_leaving
+            assert node.upkeep.handing.is_leaving
             for one in node.held.oldest():
                 node.held.release(one.bundle_id)
             assert (await lead)["left"]
@@ -245,7 +245,7 @@ async def test_the_end_of_the_node_does_not_withdraw_it(place: Place) -> None:
             await asyncio.wait([lead])
         assert (place.home.path / "leaving").exists()
     async with place.running() as node:
-        assert node.handing.is_leaving
+        assert node.upkeep.handing.is_leaving
 
 
 async def test_unconfirmed_words_on_this_disk_keep_it(place: Place) -> None:

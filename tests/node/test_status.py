@@ -70,7 +70,7 @@ async def test_what_keeps_a_folder_from_being_replaced_is_said(place: Place) -> 
 async def test_what_is_damaged_and_not_healed_is_a_warning(place: Place) -> None:
     async with place.running() as node:
         await place.filled(node)
-        await node.healer.note(node.store.list()[0])
+        await node.upkeep.healer.note(node.store.list()[0])
         warnings = [w for w in status(node, ())["warnings"] if "damaged" in w["text"]]
         assert len(warnings) == 1
         assert warnings[0]["command"] == "p2pstore check --read-data --repair"

@@ -41,5 +41,5 @@ async def test_a_disk_that_rots_is_found_and_said(place: Place) -> None:
         scrub = next(loop for loop in node.maintenance.loops._loops if loop.name == "scrub")
         scrub.wake()
         async with asyncio.timeout(30):
-            while node.healer.damaged() != [bundle_id]:
+            while node.upkeep.healer.damaged() != [bundle_id]:
                 await asyncio.sleep(0.02)

@@ -69,11 +69,11 @@ class Leaving:
 
     async def cancel(self, node: Node) -> bool:
         """The node stays; whether it was leaving."""
-        was_leaving = node.handing.is_leaving
+        was_leaving = node.upkeep.handing.is_leaving
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        await node.handing.stay()
+        await node.upkeep.handing.stay()
         return was_leaving
 
     def _tell(self, news: Json) -> None:
@@ -97,7 +97,7 @@ async def leave(node: Node, to: str | None, progress: Progress) -> Json:
         reasons = await in_thread(node.pool, lacks_room, node, to)
     if reasons:
         return _result(node, reasons, to)
-    await node.handing.leave()
+    await node.upkeep.handing.leave()
     has_left = False
     try:
         result = await _leave(node, to, progress)
@@ -108,7 +108,7 @@ async def leave(node: Node, to: str | None, progress: Progress) -> Json:
         raise
     finally:
         if not has_left:
-            await node.handing.stay()
+            await node.upkeep.handing.stay()
 
 
 async def _hear_of_others(node: Node) -> None:

@@ -27,12 +27,12 @@ PATIENCE_S = 10.0  # links come up, and a holder that was asked too much rests f
 
 async def hand_over(node: Node, progress: Progress) -> list[str]:
     """Empty when nothing of others is here any more; else why it still is, owner by owner."""
-    kept = first = await in_thread(node.pool, node.handing.kept)
+    kept = first = await in_thread(node.pool, node.upkeep.handing.kept)
     deadline = node.clock.monotonic() + PATIENCE_S
     while kept:
         before = _bundles(kept)
-        answers = await node.handing.tell()
-        kept = await in_thread(node.pool, node.handing.kept)
+        answers = await node.upkeep.handing.tell()
+        kept = await in_thread(node.pool, node.upkeep.handing.kept)
         progress(_progress(node, first, kept))
         now = node.clock.monotonic()
         if _bundles(kept) < before or any(answers.get(owner) is None for owner in kept):
