@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import itertools
+import threading
 from typing import Any
 
 from p2pstore.folders import settling
 from p2pstore.folders.settling import wait
 from p2pstore.ingest import reading
+from p2pstore.ingest.contents import Contents
 from tests.folders.conftest import Watched
 
 Heard = list[dict[str, Any]]
@@ -27,13 +29,25 @@ async def test_a_large_file_shows_how_far_it_is(watched: Watched, monkeypatch: A
     monkeypatch.setattr(settling, "POLL_S", 0.001)
     monkeypatch.setattr(settling, "COUNT_SHARE", 0)
     size = 6 * reading.WINDOW
-    watched.world.write("large", os.urandom(size))  # what repeats itself is done at once
-    heard: Heard = []
+    halfway: Heard = []
+    was_seen, windows = threading.Event(), itertools.count()
+    seal = Contents._seal_window
+
+    def seal_when_seen(self: Contents, *window: Any) -> Any:
+        if next(windows) == 3:
+            assert was_seen.wait(10)
+        return seal(self, *window)
+
+    def hear(said: dict[str, Any]) -> None:
+        if said["stage"] == "protect" and 0 < said["bytes"] < size:
+            halfway.append(said)
+            was_seen.set()
+
+    monkeypatch.setattr(Contents, "_seal_window", seal_when_seen)
+    watched.world.write("large", bytes(range(256)) * (size // 256))
     await watched.until(lambda: watched.folder.pending() == 1)
-    await wait(watched.folder, heard.append)
-    done = [said["bytes"] for said in heard if said["stage"] == "protect"]
-    assert any(0 < bytes_done < size for bytes_done in done), done
-    assert {said["bytes_total"] for said in heard if said["stage"] == "protect"} <= {size}
+    await wait(watched.folder, hear)
+    assert {said["bytes_total"] for said in halfway} == {size}
 
 
 async def test_what_stays_is_told_with_its_reason(watched: Watched) -> None:
