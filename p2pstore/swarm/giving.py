@@ -25,6 +25,7 @@ from p2pstore.swarm.access import Gate
 from p2pstore.swarm.ahead import ahead
 from p2pstore.swarm.forward import Forwarder
 from p2pstore.swarm.getting import VALID_MS
+from p2pstore.swarm.guesses import Guesses
 from p2pstore.swarm.shelf import Place, Shelf, batched
 from p2pstore.threads import in_thread
 from p2pstore.wire import (
@@ -81,6 +82,7 @@ class Giver:
         self._clock = clock
         self._grants = grants
         self._served = served
+        self._guesses = Guesses(clock)
         self._wanted: weakref.WeakKeyDictionary[Link, int] = weakref.WeakKeyDictionary()
         self._lanes: weakref.WeakKeyDictionary[Link, asyncio.Semaphore]
         self._lanes = weakref.WeakKeyDictionary()
@@ -93,8 +95,15 @@ class Giver:
         if not now_ms - SKEW_MS <= asked.expires_ms <= now_ms + VALID_MS + SKEW_MS:
             raise NotAllowed("The request has expired, or the clocks of the two nodes differ.")
         async with self._counted(request.link, len(asked.blocks)), self._lane(request.link):
+            host = request.link.address[0]
+            if asked.token and self._guesses.is_out(host):
+                raise NotAllowed(
+                    "Too many keys were wrong, or too many passwords; try again later."
+                )
             plan = await in_thread(self._pool, self._plan, asked, request.link, now_ms)
             if plan.is_known and not plan.is_granted:
+                if asked.token:
+                    self._guesses.wrong(host)
                 raise NotAllowed("These blocks belong to another group.")
             standing = self._gate.standing(asked, request.link)
             if standing is None and not plan.is_granted:

@@ -87,7 +87,10 @@ class ShareFinder:
                     if block is not None:
                         return block, ticket
         if refusal is not None:
-            raise ShareRefused("The share has ended or was taken back, or the password is wrong.")
+            raise ShareRefused(
+                "The share has ended or was taken back, or the password is wrong. After many wrong "
+                "ones the right one is not taken either for a while: try it again in a minute."
+            )
         raise Unavailable(
             "No node was found that has this file. Whoever gave the key must have a node running "
             "that this one can reach; try again later."

@@ -10,6 +10,7 @@ from p2pstore.content import BundleRef, Grant, ShareKey, encode_grant, sign_gran
 from p2pstore.errors import BlocksMissing, Unavailable
 from p2pstore.ids import BlockId
 from p2pstore.swarm import ShareRefused, Ticket
+from p2pstore.swarm.guesses import FREE, SECONDS_EACH
 from tests.swarm.world import OTHER_GROUP_KEY, Node, Sealed, World
 
 TOKEN = b"token".ljust(32, b".")
@@ -67,6 +68,28 @@ async def test_without_the_token_a_stranger_gets_nothing(world: World) -> None:
         with pytest.raises(BlocksMissing):
             await asker.source.blocks(shared.sealed.wanted(), ticket=ticket)
     assert not owner.told
+
+
+async def test_who_tries_tokens_is_slowed_and_hears_nothing_from_the_right_one(
+    world: World,
+) -> None:
+    owner, asker = await strangers(world)
+    shared = share(owner)
+
+    async def gives(token: bytes) -> bool:
+        try:
+            await asker.share_finder.root(shared.key, shared.ref, token)
+        except ShareRefused:
+            return False
+        return True
+
+    for number in range(FREE):
+        assert not await gives(bytes([number]) * 32)
+    assert not await gives(TOKEN), "else the refusal of the others would tell that they are wrong"
+    world.clock.advance(SECONDS_EACH)
+    assert await gives(TOKEN)
+    assert not await gives(bytes(32))
+    assert not await gives(TOKEN), "one guess each ten seconds, not all of them again"
 
 
 async def test_only_the_granted_blocks_are_given(world: World) -> None:
