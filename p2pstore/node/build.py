@@ -32,7 +32,7 @@ from p2pstore.node.network import Network
 from p2pstore.node.upkeep import Upkeep
 from p2pstore.placement import SUFFIX
 from p2pstore.restore import Restore
-from p2pstore.shares import Downloads, Shares, Uploads
+from p2pstore.shares import Downloads, Maker, Reader, Shares, Uploads
 from p2pstore.store import DiskBundles, HeldStore, blocks
 from p2pstore.syscalls import is_volatile
 from p2pstore.vfs import Vfs
@@ -148,11 +148,21 @@ class Node:
             store=self.store,
             catalog=self.catalog,
             author=self.group.author,
-            ingest=lambda ring: self._make_ingest(lambda: ring),
+            maker=Maker(
+                store=self.store,
+                catalog=self.catalog,
+                author=self.group.author,
+                ingest=lambda ring: self._make_ingest(lambda: ring),
+                clock=self.clock,
+            ),
+            reader=Reader(
+                self.home.path,
+                content=self.vfs.read,
+                size=self.vfs.size,
+                free=lambda: self.room.free(self.data),
+                pool=self.pool,
+            ),
             hints=self.network.addresses,
-            content=self.vfs.read,
-            size=self.vfs.size,
-            free=lambda: self.room.free(self.data),
             changed=self._shared,
             end=collector.end,
             clock=self.clock,

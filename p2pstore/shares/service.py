@@ -1,9 +1,8 @@
-"""Making shares, giving their blocks away, and taking them back.
+"""The shares of this node: made, given away, and taken back.
 
 A share goes through the ordinary pipeline under keys of its own, so its bundles have nothing in
-common with any folder: they are granted whole, and gone when it ends. Order of writes: bundles,
-read back; their rows, kept alive by a root of the share's name; the root's bundle; last the record
-in HOME, from where on the share exists. What a crash leaves behind before that is collected later.
+common with any folder: they are granted whole, and gone when it ends. Its record in HOME says that
+it exists.
 
 A share that is fetched once lies on this node alone, which ends it when every block of its content
 was sent for its token: whoever lost the last answer, or a second one at the same moment, is not
@@ -16,62 +15,45 @@ import asyncio
 import logging
 import os
 import sqlite3
-import stat
-import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import BinaryIO, Final, NamedTuple
+from typing import Final
 
 from p2pstore.clock import Clock
 from p2pstore.content import (
     FOR_EVER_MS,
     MAX_HINTS,
-    MAX_READ,
-    BundleHeader,
-    BundleRef,
     Grant,
-    Keyring,
     Kind,
-    Sealer,
-    ShareKey,
     decode_share_key,
     encode_grant,
-    encode_share_key,
-    looks_like_manifest,
     share_access,
-    share_bundle,
-    share_root_key,
-    share_tag,
-    share_token,
     sign_grant,
     token_hash,
 )
 from p2pstore.errors import (
     FormatError,
     IntegrityError,
-    NoRoom,
     P2PStoreError,
     Unavailable,
     UsageError,
 )
 from p2pstore.home import Home
-from p2pstore.ids import BlockId, BundleId, PublicKey
-from p2pstore.ingest import Author, Ingest, Intake, Protected
+from p2pstore.ids import BlockId, BundleId
+from p2pstore.ingest import Author, Intake
 from p2pstore.net import Address
+from p2pstore.shares.making import Maker, Terms
+from p2pstore.shares.reading import Reader
 from p2pstore.shares.record import Records, ShareRecord
 from p2pstore.store import (
     ONCE,
     SHARED,
     BundleRow,
-    BundleState,
     BundleStore,
     Catalog,
-    IntentKind,
     blocks,
-    journal,
 )
 from p2pstore.threads import in_thread
 
@@ -84,16 +66,6 @@ End = Callable[[Sequence[BundleRow]], Awaitable[None]]
 """Puts bundles away that nobody needs any more, here and at their holders."""
 
 
-class _Terms(NamedTuple):
-    """What a share is to be, beside its content."""
-
-    created_ms: int
-    expires_ms: int
-    is_once: bool
-    has_password: bool
-    hints: tuple[Address, ...]
-
-
 class Shares:
     def __init__(
         self,
@@ -102,30 +74,23 @@ class Shares:
         store: BundleStore,
         catalog: Catalog,
         author: Callable[[], Author],
-        ingest: Callable[[Keyring], Ingest],
+        maker: Maker,
+        reader: Reader,
         hints: Callable[[], Sequence[Address]],
-        content: Callable[[str], AsyncIterator[bytes]],
-        size: Callable[[str], Awaitable[int]],
-        free: Callable[[], int],
         changed: Callable[[], Awaitable[None]],
         end: End,
         clock: Clock,
         pool: Executor,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """`ingest` makes a pipeline with these keys; `hints` are addresses for the key; `content`
-        reads what a placeholder stands for, `size` tells its bytes; `free` are those that the store
-        may still take; `changed`: there is something new to copy and announce. Blocks: it reads
-        HOME."""
-        self._home = home
+        """`hints` are addresses for the key; `changed`: there is something new to copy and
+        announce. Blocks: it reads HOME."""
         self._store = store
         self._catalog = catalog
         self._author = author
-        self._ingest = ingest
+        self._maker = maker
+        self._reader = reader
         self._hints = hints
-        self._content = content
-        self._size = size
-        self._free = free
         self._changed = changed
         self._end = end
         self._clock = clock
@@ -184,7 +149,7 @@ class Shares:
                     if root.removeprefix(prefix) not in ids:
                         left.extend(blocks.bundles_of_root(db, root))
             for record in self._shares.values():
-                _keep(record, db)
+                _keep_alive(record, db)
             return left
 
         self._left = self._catalog.write(settle).result()
@@ -232,152 +197,27 @@ class Shares:
         now_ms = int(self._clock.wall() * 1000)
         secret = self._random(32)
         access = await in_thread(self._pool, share_access, secret, password)
-        terms = _Terms(
+        terms = Terms(
             created_ms=now_ms,
             expires_ms=FOR_EVER_MS if expires_s is None else now_ms + int(expires_s * 1000),
             is_once=once,
             has_password=bool(password),
             hints=tuple(self._hints())[:MAX_HINTS],
         )
-        async with self._opened(path) as (file, name):
-            size = os.fstat(file.fileno()).st_size
-            self._check_room(size)
-            intake = Intake(
-                name, file.fileno(), os.fstat(file.fileno()), advance=_on_loop(progress, size)
+        async with self._reader.opened(path) as (file, name):
+            status = os.fstat(file.fileno())
+            advance = _on_loop(progress, status.st_size)
+            intake = Intake(name, file.fileno(), status, advance=advance)
+            record = await in_thread(
+                self._pool, self._maker.make, intake, secret, access, terms, self._keep
             )
-            record = await in_thread(self._pool, self._make, intake, secret, access, terms)
         await self._changed()
         self._wake()
         return record
 
-    @asynccontextmanager
-    async def _opened(self, path: str) -> AsyncIterator[tuple[BinaryIO, bytes]]:
-        """The content to share, and its name."""
-        name = os.fsencode(os.path.basename(path))
-        file = await in_thread(self._pool, _open, path)
-        if file is not None:
-            with file:
-                yield file, name
-            return
-        placeholder = path if await in_thread(self._pool, os.path.lexists, path) else path + ".f"
-        # Once as a file, then once more in bundles.
-        self._check_room(2 * await self._size(placeholder))
-        with tempfile.TemporaryFile(dir=self._home.path) as whole:
-            try:
-                async for piece in self._content(placeholder):
-                    await in_thread(self._pool, whole.write, piece)
-                await in_thread(self._pool, whole.flush)
-            except OSError as exc:
-                raise NoRoom(f"{path} cannot be brought back here ({exc.strerror}).") from exc
-            yield whole, name.removesuffix(b".f")
-
-    def _check_room(self, needed: int) -> None:
-        if (free := max(0, self._free())) < needed:
-            raise NoRoom(
-                f"{needed} bytes are needed in the store, {free} are free above keep-free."
-            )
-
-    def _make(self, intake: Intake, secret: bytes, access: bytes, terms: _Terms) -> ShareRecord:
-        """The share as HOME and the holders are to know it. In a thread."""
-        root = BundleRef(share_bundle(secret), share_tag(secret))
-        kept = (ONCE if terms.is_once else SHARED) + root.bundle_id[:16].hex()
-        with self._begun(kept) as intent:
-            ring = Keyring.of_share(access)
-            content = self._write_content(intake, ring, kept, intent)
-            root_id = self._write_root(
-                root, access, content.manifest, [kept, journal.root_of(intent)]
-            )
-            rows = self._catalog.view(lambda db: blocks.get_bundles(db, list(content.bundles)))
-            key = ShareKey(secret, root_id[:16], terms.has_password, terms.hints)
-            record = ShareRecord(
-                key=encode_share_key(key),
-                token_hash=token_hash(share_token(access)),
-                name=intake.path,
-                size=content.size,
-                created_ms=terms.created_ms,
-                expires_ms=terms.expires_ms,
-                is_once=terms.is_once,
-                has_password=terms.has_password,
-                bundles=(root, *(BundleRef(b, rows[b].tag) for b in sorted(content.bundles))),
-            )
-            self._records.write(record)
-            self._add(record)
-        return record
-
-    @contextmanager
-    def _begun(self, kept: str) -> Iterator[int]:
-        """An open row of the journal. Until it is closed nothing of the share is copied: a holder
-        that was given a bundle without its grant would never give it to anybody."""
-        now_ms = int(self._clock.wall() * 1000)
-        intent = self._catalog.write(
-            lambda db: journal.open_intent(db, IntentKind.INGEST, b"", now_ms)
-        ).result()
-        try:
-            yield intent
-        except BaseException:
-            self._catalog.write(lambda db: blocks.drop_root(db, kept)).result()
-            raise
-        finally:
-            self._catalog.write(lambda db: journal.close(db, intent)).result()
-
-    def _write_content(self, intake: Intake, ring: Keyring, kept: str, intent: int) -> Protected:
-        """Durable, read back, and kept alive."""
-
-        def commit(
-            db: sqlite3.Connection, safe: Sequence[Protected], rows: Mapping[BundleId, int]
-        ) -> None:
-            blocks.add_root(db, kept, [rows[b] for one in safe for b in one.bundles])
-
-        (result,) = self._ingest(ring).protect(
-            None, [intake], intent=intent, commit=commit, kind="share"
-        )
-        if not isinstance(result, Protected):
-            raise Unavailable(
-                f"{os.fsdecode(intake.path)} {result.reason}; try again when it is left alone."
-            )
-        return result
-
-    def _write_root(
-        self, ref: BundleRef, access: bytes, manifest: bytes, roots: Sequence[str]
-    ) -> BlockId:
-        author = self._author()
-        now_ms = int(self._clock.wall() * 1000)
-        header = BundleHeader(
-            bundle_id=ref.bundle_id,
-            group=author.group,
-            opener=PublicKey(bytes(author.key.verify_key)),
-            kind=int(Kind.META),
-            created_ms=now_ms,
-        )
-        sealed = Sealer(access).seal_under(share_root_key(access), manifest)
-        bundle = self._store.create(header, author.key)
-        try:
-            bundle.append([sealed])
-            bundle.seal()
-        except BaseException:
-            bundle.abandon()
-            raise
-        self._store.drop_cache(ref.bundle_id)
-        if self._store.read(ref.bundle_id, [0]) != [sealed.block]:
-            raise IntegrityError("The share does not read back as it was written.")
-        row = BundleRow(
-            bundle_id=ref.bundle_id,
-            tag=ref.tag,
-            kind=int(Kind.META),
-            folder=None,
-            state=BundleState.SEALED,
-            bytes=self._store.size(ref.bundle_id),
-            blocks=1,
-            created=now_ms,
-        )
-
-        def put(db: sqlite3.Connection) -> None:
-            number = blocks.put_bundle(db, row)
-            for name in roots:
-                blocks.add_root(db, name, [number])
-
-        self._catalog.write(put).result()
-        return sealed.block_id
+    def _keep(self, record: ShareRecord) -> None:
+        self._records.write(record)
+        self._add(record)
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -430,7 +270,7 @@ class Shares:
                 log.warning("A bundle of a share that has ended is collected later: %s", exc)
 
 
-def _keep(record: ShareRecord, db: sqlite3.Connection) -> None:
+def _keep_alive(record: ShareRecord, db: sqlite3.Connection) -> None:
     """Its bundles are found under its tags, and stay while it lasts."""
     found = blocks.get_bundles(db, [ref.bundle_id for ref in record.bundles])
     for ref in record.bundles:
@@ -443,30 +283,6 @@ def _keep(record: ShareRecord, db: sqlite3.Connection) -> None:
 def _unkeep(bundle: int, db: sqlite3.Connection) -> None:
     for prefix in (SHARED, ONCE):
         blocks.drop_roots_of(db, bundle, prefix)
-
-
-def _open(path: str) -> BinaryIO | None:
-    """The file; None for a placeholder, or for one that is only known by its placeholder."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as exc:
-        if os.path.lexists(path + ".f"):
-            return None
-        raise UsageError(f"{path} does not exist.") from exc
-    except OSError as exc:
-        raise UsageError(f"{path} cannot be read ({exc.strerror}).") from exc
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise UsageError(f"{path} is no file: only files can be shared, one at a time.")
-    try:
-        is_placeholder = looks_like_manifest(os.pread(fd, MAX_READ, 0))
-    except OSError as exc:
-        os.close(fd)
-        raise UsageError(f"{path} cannot be read ({exc.strerror}).") from exc
-    if is_placeholder:
-        os.close(fd)
-        return None
-    return os.fdopen(fd, "rb", buffering=0)
 
 
 def _on_loop(progress: Progress, size: int) -> Callable[[int], None]:

@@ -11,7 +11,7 @@ import pytest
 
 from p2pstore.home import Home
 from p2pstore.ingest import Author, Ingest
-from p2pstore.shares import ShareRecord, Shares
+from p2pstore.shares import Maker, Reader, ShareRecord, Shares
 from p2pstore.store import BundleRow, blocks
 from tests.maintenance.nodes import Device, Group
 
@@ -37,18 +37,28 @@ class Sharing:
             store=device.bundles,
             catalog=device.catalog,
             author=lambda: author,
-            ingest=lambda ring: Ingest(
+            maker=Maker(
                 store=device.bundles,
                 catalog=device.catalog,
                 author=lambda: author,
-                ring=lambda: ring,
+                ingest=lambda ring: Ingest(
+                    store=device.bundles,
+                    catalog=device.catalog,
+                    author=lambda: author,
+                    ring=lambda: ring,
+                    clock=device.clock,
+                    pool=device.world.pool,
+                ),
                 clock=device.clock,
+            ),
+            reader=Reader(
+                self.home.path,
+                content=self._content,
+                size=self._size,
+                free=lambda: self.free,
                 pool=device.world.pool,
             ),
             hints=list,
-            content=self._content,
-            size=self._size,
-            free=lambda: self.free,
             changed=_nobody_hears,
             end=device.collector.end,
             clock=device.clock,
