@@ -5,7 +5,8 @@
     merged     of what nobody says so: the bundles that it was merged into, by their signed lists
     blocks     of indexes, chunk lists and manifests that are not here
 
-What a holder says is no proof: its copies are recorded as suspect, without receipt, and count
+What a holder says is no proof, neither of a copy nor of which blocks are dead: that only its signed
+list tells, when it is read (`refetch`). Its copies are recorded as suspect, without receipt, and count
 again when an audit has been passed. What nobody has stays LOST; originals that depend on it are
 stored anew. Holders are asked one after another; `complete` may run again at any time, also
 beside everything else: rows that have become newer are left alone.
@@ -199,11 +200,13 @@ def _record(
             found.bundles += 1
         elif row.state == BundleState.LOST:
             tag = said.tag if said.bundle in found.guessed else row.tag
-            row = row._replace(state=BundleState.EVICTED, bytes=said.bytes, seq=said.seq, tag=tag)
+            row = row._replace(
+                state=BundleState.EVICTED, bytes=said.bytes, blocks=0, seq=said.seq, tag=tag
+            )
             blocks.put_bundle(db, row)
             rows[said.bundle] = row
             found.bundles += 1
-        elif row.state == BundleState.EVICTED and said.seq > row.seq:
+        elif row.state == BundleState.EVICTED and row.is_hearsay and said.seq > row.seq:
             blocks.set_live(db, row.id, said.seq, said.bytes)
         if any(copy.holder == holder for copy in known.get(row.id, ())):
             continue

@@ -132,19 +132,28 @@ class Refetcher:
             await in_thread(self._pool, drop_part, part)
 
     async def listed(self, row: BundleRow) -> Listed:
-        """Of the holders that the catalog names; the first whose map is not older than ours."""
+        """Of the holders that the catalog names; the first whose map is not older than ours. The
+        newest of all, when what the catalog knows of the bundle is what some holder told."""
         holders = await in_thread(self._pool, self._holders, row)
         trouble: P2PStoreError = Unavailable(
             f"Nobody is known to hold bundle {short(row.bundle_id)}."
         )
+        newest: Listed | None = None
         for holder in holders:
             try:
                 index, signed = await self._pusher.block_list(row.bundle_id, holder)
-                return self._judge(row, index, signed)
+                listed = self._judge(row, index, signed)
             except P2PStoreError as exc:
                 log.info("%s: no list of bundle %s: %s", short(holder), short(row.bundle_id), exc)
                 trouble = exc
-        raise trouble
+                continue
+            if not row.is_hearsay:
+                return listed
+            if newest is None or newest.live.seq < listed.live.seq:
+                newest = listed
+        if newest is None:
+            raise trouble
+        return newest
 
     def _holders(self, row: BundleRow) -> list[NodeId]:
         """Those that proved it last come first."""
@@ -155,7 +164,7 @@ class Refetcher:
     def _judge(self, row: BundleRow, index: BundleIndex, signed: SignedLiveMap | None) -> Listed:
         if not self._opened_by(index.header.opener):
             raise IntegrityError("The list is signed by nobody who opened bundles of ours.")
-        is_as_long = row.blocks in (0, len(index.blocks))  # 0: known by a holder's word only
+        is_as_long = row.is_hearsay or row.blocks == len(index.blocks)
         if not is_as_long or index.header.kind != row.kind:
             raise IntegrityError("The list is not that of the bundle which the catalog knows.")
         if signed is None:
@@ -163,7 +172,7 @@ class Refetcher:
         else:
             self._admit_map(index.header, signed)
             live = verify_live_map(signed)
-        if live.seq < row.seq:
+        if _is_older(live, row):
             raise Unavailable("This holder has not heard yet which blocks are dead.")
         return Listed(index, live, signed)
 
@@ -196,7 +205,7 @@ class Refetcher:
         store.forget(bundle_id)
         store.drop_cache(bundle_id)
         index, live = store.index(bundle_id), store.live_map(bundle_id)
-        if not self._opened_by(index.header.opener) or live.seq < row.seq:
+        if not self._opened_by(index.header.opener) or _is_older(live, row):
             raise BundleDamaged(bundle_id, "it is not the one that was evicted")
         for window in windows(index, live.indices()):
             for i, block in zip(window, store.read(bundle_id, window), strict=True):
@@ -207,6 +216,11 @@ class Refetcher:
     def _put_away(self, bundle_id: BundleId) -> None:
         self._store.to_trash(bundle_id)
         self._store.purge(bundle_id)
+
+
+def _is_older(live: LiveMap, row: BundleRow) -> bool:
+    """Than what is known; a number that a holder told, unsigned, says nothing."""
+    return live.seq < row.seq and not row.is_hearsay
 
 
 def windows(index: BundleIndex, indices: Sequence[int]) -> Iterator[list[int]]:
@@ -254,7 +268,7 @@ def _seal(
     if not blocks.move(db, row.id, BundleState.SEALED, only_from=AWAY):
         now = blocks.by_rowid(db, row.id)
         return now is not None and now.state == BundleState.SEALED
-    if live.seq > row.seq or not row.blocks:
+    if live.seq > row.seq or row.is_hearsay:
         lengths = (entry.length for i, entry in enumerate(entries) if live.is_live(i))
         blocks.found(db, row.id, len(entries), live.seq, sum(lengths))
     return True

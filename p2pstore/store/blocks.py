@@ -32,11 +32,16 @@ class BundleRow(NamedTuple):
     folder: int | None
     state: str
     bytes: int
-    blocks: int
+    blocks: int  # 0: a holder told of it, and its signed list was not read yet
     seq: int = 0  # of the live map
     created: int = 0  # ms since the epoch
     own: int = 1  # opened by this device
     id: int = 0  # 0: not yet in the catalog
+
+    @property
+    def is_hearsay(self) -> bool:
+        """Whether nothing signed says how many blocks it has, and its `seq`."""
+        return not self.blocks
 
 
 class Known(NamedTuple):

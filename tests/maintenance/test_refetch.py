@@ -110,6 +110,41 @@ async def test_a_holder_that_knows_more_live_blocks_is_not_believed(evicted: Evi
     assert not evicted.path.exists()
 
 
+def known_by_hearsay(made: Evicted, *, seq: int) -> None:
+    """As after a rebuild: a holder told of it, and may have told anything."""
+    query = "UPDATE bundles SET blocks=0, seq=? WHERE id=?"
+    made.a.catalog.write(lambda db: db.execute(query, (seq, made.row.id))).result()
+    made.row = made.a.row(made.row)
+
+
+async def test_a_number_that_only_a_holder_told_binds_nothing(evicted: Evicted) -> None:
+    was = evicted.row
+    known_by_hearsay(evicted, seq=1 << 40)
+    await evicted.refetch()
+    assert evicted.path.read_bytes() == evicted.was
+    row = evicted.a.row(was)
+    assert (row.state, row.blocks, row.seq) == (BundleState.SEALED, was.blocks, was.seq)
+
+
+async def test_of_a_bundle_known_by_hearsay_the_newest_signed_list_counts(group: Group) -> None:
+    made = await kept_by_two(group)
+    a, bundle_id = made.a, made.row.bundle_id
+    live = LiveMap.all_live(bundle_id, made.row.blocks).without({1, 4})
+    a.bundles.set_live_map(bundle_id, sign_live_map(live, a.key))
+    a.catalog.write(lambda db: blocks.set_live(db, made.row.id, live.seq, 5)).result()
+    a.replicator.retry(made.c.node_id)
+    await a.copy_to(made.c)
+    stale = made.b.node_id  # asked first
+    a.catalog.write(lambda db: copies.proved(db, made.row.id, stale, 0, 1 << 50)).result()
+    a.bundles.to_trash(bundle_id)
+    query = "UPDATE bundles SET state='evicted' WHERE id=?"
+    a.catalog.write(lambda db: db.execute(query, (made.row.id,))).result()
+    known_by_hearsay(made, seq=0)
+    await made.refetch()
+    assert a.bundles.live_map(bundle_id) == live
+    assert a.row(made.row).seq == live.seq
+
+
 async def test_the_list_of_somebody_else_is_not_believed(
     evicted: Evicted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
