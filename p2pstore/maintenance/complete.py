@@ -5,11 +5,11 @@
     merged     of what nobody says so: the bundles that it was merged into, by their signed lists
     blocks     of indexes, chunk lists and manifests that are not here
 
-What a holder says is no proof, neither of a copy nor of which blocks are dead: that only its signed
-list tells, when it is read (`refetch`). Its copies are recorded as suspect, without receipt, and count
-again when an audit has been passed. What nobody has stays LOST; originals that depend on it are
-stored anew. Holders are asked one after another; `complete` may run again at any time, also
-beside everything else: rows that have become newer are left alone.
+What a holder says is no proof. Its copies are recorded as suspect, without receipt, and count again
+when an audit has been passed; which blocks are dead only a signed list says, when it is read
+(`refetch`). What nobody has stays LOST; originals that depend on it are stored anew. Holders are
+asked one after another; `complete` may run again at any time, also beside everything else: rows
+that have become newer are left alone.
 """
 
 from __future__ import annotations
