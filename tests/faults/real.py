@@ -31,7 +31,7 @@ NEW = 4  # files that appear in each round
 SENT_AGAIN = 0.05  # of the folder's bytes
 END_S = 240.0
 LIFE_S = 3.0
-LEFT = "its list of blocks is not stored yet"
+LEFT = "no file needs it any more"
 
 
 class Vault:
