@@ -28,12 +28,13 @@ def carriers() -> None:
 
 
 @carriers.command(
+    short_help="Set a carrier up, and try it.",
     epilog=example(
         "p2pstore carriers add usb folder /media/usb/p2pstore",
         "p2pstore carriers add cloud s3 s3://bucket/prefix --endpoint https://s3.example.org",
         "p2pstore carriers add host png https://pictures.example.org/upload --field image",
         "p2pstore carriers add album png ~/Pictures/album",
-    )
+    ),
 )
 @click.argument("name")
 @click.argument("kind", type=click.Choice(["folder", "s3", "png"]))
@@ -125,7 +126,9 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-@carriers.command("list", epilog=example("p2pstore carriers list"))
+@carriers.command(
+    "list", short_help="Say what lies where.", epilog=example("p2pstore carriers list")
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @pass_shell
 def list_(shell: Shell, as_json: bool) -> int:
@@ -152,7 +155,10 @@ def test(shell: Shell, name: str) -> int:
     return 0
 
 
-@carriers.command(epilog=example("p2pstore carriers remove usb"))
+@carriers.command(
+    short_help="Forget a carrier; what lies there stays.",
+    epilog=example("p2pstore carriers remove usb"),
+)
 @click.argument("name")
 @pass_shell
 def remove(shell: Shell, name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from p2pstore.cli import show
-from p2pstore.cli.params import BYTE_RANGE, KEY_OR_PATH, PATH
+from p2pstore.cli.params import BYTE_RANGE, DESTINATION, KEY_OR_PATH, PATH
 from p2pstore.cli.shares import ask_password
 from p2pstore.cli.shell import Shell, example, gravest, pass_shell, secret
 
@@ -119,7 +119,7 @@ def pin(shell: Shell, paths: tuple[str, ...]) -> int:
 @click.argument("paths", metavar="PATH...", type=PATH, nargs=-1, required=True)
 @pass_shell
 def unpin(shell: Shell, paths: tuple[str, ...]) -> int:
-    """Undo `pin`: the files are replaced again when they have been at rest."""
+    """Undo `pin`: the files are replaced again a day (`keep`) after their last use."""
     done = _many(shell, "unpin", paths, "")
     return shell.failures(done.get("results", []))
 
@@ -227,7 +227,7 @@ def _inspect_rows(said: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 @click.command(epilog=example("p2pstore restore ~/Vault/film.mkv.f --to /media/usb/"))
 @click.argument("path", type=PATH)
-@click.option("--to", "to", metavar="DEST", required=True, type=PATH, help="A new file or folder.")
+@click.option("--to", metavar="DEST", required=True, type=DESTINATION, help="A new file or folder.")
 @pass_shell
 def restore(shell: Shell, path: str, to: str) -> int:
     """Write a copy elsewhere, touching nothing; never overwrites."""

@@ -160,13 +160,13 @@ def settled_lines(settled: dict[str, Any]) -> list[str]:
     epilog=example("p2pstore remove-folder ~/Vault --hydrate"),
 )
 @click.argument("dir", type=PATH)
-@click.option("--hydrate", "how", flag_value="hydrate", help="Bring all originals back first.")
-@click.option(
-    "--leave-placeholders", "how", flag_value="leave", help="Leave the .f; they stay good."
-)
+@click.option("--hydrate", is_flag=True, help="Bring all originals back first.")
+@click.option("--leave-placeholders", is_flag=True, help="Leave the .f; they stay good.")
 @pass_shell
-def remove_folder(shell: Shell, dir: str, how: str | None) -> int:
+def remove_folder(shell: Shell, dir: str, hydrate: bool, leave_placeholders: bool) -> int:
     """Stop watching DIR; nothing in it is removed."""
+    how = _one_of({"--hydrate": hydrate, "--leave-placeholders": leave_placeholders})
+    how = {"--hydrate": "hydrate", "--leave-placeholders": "leave"}.get(how or "")
     node = shell.node()
     if how is None:
         how = _how_to_leave(shell, node.call("folders"), dir)
@@ -184,6 +184,14 @@ def remove_folder(shell: Shell, dir: str, how: str | None) -> int:
         told += f"; {left:,} placeholders left, add-folder takes them up again"
     shell.result(told)
     return 0
+
+
+def _one_of(options: dict[str, bool]) -> str | None:
+    """The option that was given; UsageError when they contradict each other."""
+    given = [name for name, is_given in options.items() if is_given]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} contradict each other: choose one.")
+    return given[0] if given else None
 
 
 def _how_to_leave(shell: Shell, listed: dict[str, Any], dir: str) -> str | None:
@@ -305,11 +313,13 @@ def pause(shell: Shell, dir: str) -> int:
 
 @click.command(epilog=example("p2pstore resume ~/Vault --undo"))
 @click.argument("dir", type=PATH)
-@click.option("--accept", "how", flag_value="accept", help="Yes, those files were meant to go.")
-@click.option("--undo", "how", flag_value="undo", help="Bring the placeholders back.")
+@click.option("--accept", is_flag=True, help="Yes, those files were meant to go.")
+@click.option("--undo", is_flag=True, help="Bring the placeholders back.")
 @pass_shell
-def resume(shell: Shell, dir: str, how: str | None) -> int:
+def resume(shell: Shell, dir: str, accept: bool, undo: bool) -> int:
     """Go on with DIR. After a mass change say whether it is meant (--accept) or not (--undo)."""
+    chosen = _one_of({"--accept": accept, "--undo": undo})
+    how = None if chosen is None else chosen.removeprefix("--")
     with shell.waiting("The node goes on with it; p2pstore status") as meter:
         done = shell.node().call("resume", meter, dir=dir, how=how)
     back = done.get("restored", 0) if isinstance(done, dict) else 0

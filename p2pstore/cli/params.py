@@ -38,6 +38,18 @@ class NodePath(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
         return [CompletionItem(incomplete, type="file")]
 
 
+class Destination(NodePath):
+    """Where a copy is to be written; what ends with a slash is a directory that must be there."""
+
+    name = "destination"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = super().convert(value, param, ctx)
+        if os.fsdecode(value).endswith("/") and not os.path.isdir(text):
+            self.fail(f"there is no directory {text}.", param, ctx)
+        return text
+
+
 class KeyOrPath(NodePath):
     """The key of a shared file as it is, `-` where one comes from standard input, or a path."""
 
@@ -103,6 +115,7 @@ class ByteRange(click.ParamType):  # type: ignore[type-arg]  # generic only in n
 
 
 PATH = NodePath()
+DESTINATION = Destination()
 KEY_OR_PATH = KeyOrPath()
 DURATION = Duration()
 SIZE = Size()

@@ -9,7 +9,7 @@ import time
 import click
 
 from p2pstore.cli import show
-from p2pstore.cli.params import DURATION, PATH
+from p2pstore.cli.params import DESTINATION, DURATION, PATH
 from p2pstore.cli.qr import show_qr
 from p2pstore.cli.shell import Shell, example, pass_shell, secret
 from p2pstore.errors import UsageError
@@ -102,7 +102,7 @@ def upload(
     )
 )
 @click.argument("key")
-@click.argument("dest", metavar="[DEST]", type=PATH, required=False)
+@click.argument("dest", metavar="[DEST]", type=DESTINATION, required=False)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.option(
     "--password",

@@ -76,9 +76,7 @@ class Shell:
             yield node
             return
         if not may_be_new and not self.home.is_dir():
-            raise errors.NotRunning(
-                f"There is no node in {show.path(self.home)}. Start one: p2pstore run"
-            )
+            raise no_node(self.home)
         with client.StoppedNode(self.home) as stopped:
             yield stopped
 
@@ -129,6 +127,10 @@ class Shell:
 
 
 pass_shell = click.make_pass_decorator(Shell)
+
+
+def no_node(home: Path) -> errors.NotRunning:
+    return errors.NotRunning(f"There is no node in {show.path(home)}. Start one: p2pstore run")
 
 
 def secret(text: str) -> str:

@@ -62,7 +62,9 @@ def status_lines(
     lines += _room_lines(said.get("space") or {}, now, width)
     if upkeep:
         lines.append(_upkeep_line(said.get("maintenance") or [], now))
-    warnings = [*holder_warnings(folders, peers, now), *(said.get("warnings") or [])]
+    rebuilding = bool((said.get("node") or {}).get("rebuilding"))
+    nobody = holder_warnings(folders, peers, now, rebuilding=rebuilding)
+    warnings = [*nobody, *(said.get("warnings") or [])]
     return lines + _warning_lines(warnings, width)
 
 
@@ -282,7 +284,9 @@ def _loop_words(loop: Json, now: float) -> str:
     return f"{name} not yet"
 
 
-def holder_warnings(folders: Sequence[Json], peers: Sequence[Json], now: float) -> list[Json]:
+def holder_warnings(
+    folders: Sequence[Json], peers: Sequence[Json], now: float, *, rebuilding: bool = False
+) -> list[Json]:
     """Say that nobody, or not enough nodes, can hold copies."""
     if not folders:
         return []
@@ -294,6 +298,9 @@ def holder_warnings(folders: Sequence[Json], peers: Sequence[Json], now: float) 
         return [{"text": text, "command": "p2pstore invite"}]
     away = ", ".join(f"{peer_name(peer)} ({_link(peer, now)})" for peer in absent)
     holds = "holds" if len(absent) == 1 else "hold"
+    if not able and rebuilding:
+        text = f"What {away} {holds} is not known again yet. Start it there:"
+        return [{"text": text, "command": "p2pstore run"}]
     if not able:
         text = (
             f"{away} {holds} nothing yet: nothing is freed, these files are on this disk alone. "

@@ -6,8 +6,9 @@ import sys
 
 import click
 
-from p2pstore.cli.shell import Shell, example, pass_shell
+from p2pstore.cli.shell import Shell, example, no_node, pass_shell
 from p2pstore.errors import UsageError
+from p2pstore.home import Home
 from p2pstore.keys import WORD_COUNT
 
 
@@ -26,6 +27,8 @@ def words_show(shell: Shell) -> int:
     try:
         text = (shell.home / "words.txt").read_text(encoding="utf-8")
     except FileNotFoundError:
+        if not Home(shell.home).exists:
+            raise no_node(shell.home) from None
         raise UsageError(
             "This HOME has no words any more: they were confirmed, and only your note has them."
         ) from None

@@ -21,7 +21,14 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 from p2pstore.clock import Clock
 from p2pstore.content import MAX_READ, Manifest, Opened, safe_name
-from p2pstore.errors import FormatError, IntegrityError, NoRoom, P2PStoreError, Unavailable
+from p2pstore.errors import (
+    FormatError,
+    IntegrityError,
+    NoRoom,
+    P2PStoreError,
+    Unavailable,
+    UsageError,
+)
 from p2pstore.folders.intents import LANDING, TRASHED, Body, Item, Trashed
 from p2pstore.placement import (
     SUFFIX,
@@ -402,8 +409,10 @@ def _read_raw(directories: Directories, name: bytes) -> bytes:
     try:
         directory, last = directories.parent(name)
         return read_placeholder(directory, last, MAX_READ + 1)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise UsageError("there is no such file") from exc
     except OSError as exc:
-        raise Unavailable(f"{os.fsdecode(name)} cannot be read ({exc.strerror}).") from exc
+        raise Unavailable(f"it cannot be read ({exc.strerror})") from exc
 
 
 def _as_ours(root: Root, placeholder: Placeholder, exc: BaseException) -> P2PStoreError:

@@ -123,8 +123,9 @@ class Places:
             return place
         if name in self.trouble:
             raise UsageError(f"The carrier {name} cannot be used: {self.trouble[name]}")
-        known = ", ".join(place.name for place in self.all()) or "none yet"
-        raise UsageError(f"There is no carrier {name!r} (there is: {known}). See: carriers add")
+        known = ", ".join(place.name for place in self.all())
+        others = f", only {known}" if known else " yet"
+        raise UsageError(f"There is no carrier {name!r}{others}. See: p2pstore carriers add --help")
 
     def some(self, name: str | None) -> list[tuple[str, Carrier]]:
         """The carrier of that name; without one all of them. UsageError when there is none."""
@@ -143,7 +144,9 @@ class Places:
                 f"{name!r} is no name of a carrier: up to 32 small letters, digits, - _ and ."
             )
         if carrier_id(name) in self._places or self._path(name).exists():
-            raise UsageError(f"There is a carrier {name} already; it goes with: carriers remove")
+            raise UsageError(
+                f"There is a carrier {name} already; it goes with: p2pstore carriers remove {name}"
+            )
         if len(self._places) >= MAX_CARRIERS:
             raise UsageError(f"There are {MAX_CARRIERS} carriers already.")
         config = await in_thread(self._pool, prepare, config)

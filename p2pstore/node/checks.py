@@ -236,11 +236,13 @@ def _store(node: Node) -> Iterator[Json]:
             f"{damaged} bundles here are damaged, and nobody who holds them could be asked yet.",
             "p2pstore check --read-data --repair",
         )
-    if lost:
+    state = rebuild_state(node.catalog)
+    if lost and state is not None and state.pending:
+        yield _problem(f"Where {lost} bundles lie is not known again before holders are asked.")
+    elif lost:
         yield _problem(f"{lost} bundles are needed and are nowhere at the moment.")
     if node.held.lost:
         yield _problem(f"{len(node.held.lost)} bundles kept for others are gone from this disk.")
-    state = rebuild_state(node.catalog)
     if state is not None and state.pending:
         yield _hint("The catalog was rebuilt; what other devices hold is still to be asked for.")
     if state is not None and state.unread:

@@ -192,8 +192,8 @@ class Seeker:
         if self._recovery.news != before:
             self._news.set()
         self._progress(
-            {"stage": "seek", "text": f"{self._asked} nodes asked, {len(self.answered)} of them "
-             "keep something of this group"}
+            {"stage": "seek", "text": f"Nodes asked: {self._asked}; with something of this group: "
+             f"{len(self.answered)}"}
         )  # fmt: skip
         reply, _ = await link.request(GetPeers())
         if isinstance(reply, Peers):

@@ -135,7 +135,9 @@ def _copying(node: Node) -> str:
     names = [
         node.name_of(holder) for holder, size in node.maintenance.replicator.sending.items() if size
     ]
-    return f"copying to {', '.join(sorted(names))}" if names else ""
+    if names:
+        return f"copying to {', '.join(sorted(names))}"
+    return "what others hold is not known again yet" if node.maintenance.rebuilding else ""
 
 
 def file_lines(node: Node, path: str, counted: Mapping[int, int]) -> list[Json]:

@@ -98,7 +98,9 @@ def _keys(facts: Facts) -> list[str]:
     if not facts.has_meta or not facts.meta_copies:
         reasons.append("its list of blocks is not stored yet")
     elif min(facts.meta_copies) < facts.min_copies:
-        reasons.append(f"its list of blocks is on {min(facts.meta_copies)} other nodes")
+        reasons.append(
+            f"its list of blocks is on {min(facts.meta_copies)} of {facts.min_copies} other nodes"
+        )
     acks = counted_holders(facts.head_acks)
     if acks < facts.min_copies:
         reasons.append(f"{acks} of {facts.min_copies} holders have the newest folder index")

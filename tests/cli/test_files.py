@@ -207,3 +207,13 @@ def test_restore(line, served):
 def test_undelete(line, served):
     served.answers["undelete"] = {"path": "/v/a.f"}
     assert line("undelete", "/v/a").out == "/v/a.f\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["restore", "/v/a.f", "--to"], ["download", "KEY"]], ids=" ".join
+)
+def test_destination_with_a_slash_is_a_directory_that_is_there(line, served, tmp_path, words):
+    ran = line(*words, f"{tmp_path}/absent/")
+    assert ran.code == 2
+    assert "there is no directory" in ran.err
+    assert served.calls == []

@@ -241,5 +241,20 @@ def test_resume(line, served, words, how):
     assert ran.out == ("/v goes on; 4 placeholders are back\n" if how == "undo" else "/v goes on\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["resume", "/v", "--accept", "--undo"],
+        ["remove-folder", "/v", "--hydrate", "--leave-placeholders"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_contradict_each_other_do_nothing(line, served, words):
+    ran = line(*words)
+    assert ran.code == 2
+    assert "contradict" in ran.err
+    assert served.calls == []
+
+
 def test_pause_says_how_to_go_on(line, served):
     assert line("pause", "/my v").out == "/my v is paused. Go on with: p2pstore resume '/my v'\n"

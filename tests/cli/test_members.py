@@ -133,7 +133,14 @@ def test_words_show_while_the_file_is_there(line, home):
     assert line("words", "show").out == "word1 word2 word3\n"
 
 
-def test_words_show_afterwards_says_where_they_are(line):
+def test_words_show_without_a_node_does_not_call_them_confirmed(line):
+    ran = line("words", "show")
+    assert ran.code == 6
+    assert "There is no node in" in ran.err
+
+
+def test_words_show_afterwards_says_where_they_are(line, home):
+    (home / "device.key").touch()
     ran = line("words", "show")
     assert ran.code == 2
     assert "only your note" in ran.err

@@ -121,6 +121,13 @@ def test_enough_holders_need_no_word():
     assert holder_warnings([], [], NOW) == []
 
 
+def test_nothing_is_called_lonely_while_a_lost_catalog_is_rebuilt():
+    (warning,) = holder_warnings([vault()], [absent()], NOW, rebuilding=True)
+    assert warning["text"] == (
+        "What attic (offline 3 min) holds is not known again yet. Start it there:"
+    )
+
+
 def absent(**more: Any) -> dict[str, Any]:
     return nas(name="attic", connected=False, holds_bytes=0, last_seen=NOW - 180, **more)
 

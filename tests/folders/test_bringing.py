@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2pstore.content import manifest as format_of
-from p2pstore.errors import IntegrityError
+from p2pstore.errors import IntegrityError, UsageError
 from p2pstore.store import files
 from tests.faults.world import World
 
@@ -41,3 +41,8 @@ def test_signature_is_verified_unless_the_catalog_has_these_bytes(
     assert made.at("recorded").read_bytes() == b"recorded"
     made.hydrate("other.f")
     assert not made.at("other").exists()
+
+
+def test_file_that_is_not_there_is_wrong_usage_and_not_to_be_tried_again(made: World) -> None:
+    (brought,) = made.hydrate("absent.f")
+    assert isinstance(brought.error, UsageError)

@@ -88,13 +88,13 @@ REFUSALS = {
         lambda a, f, o: a.catalog.write(
             lambda db: copies.drop(db, f.meta.id, o[0].node_id)
         ).result(),
-        "its list of blocks is on 1 other nodes",
+        "its list of blocks is on 1 of 2 other nodes",
     ),
     "index copies": (
         lambda a, f, o: a.catalog.write(
             lambda db: copies.drop(db, a.root_bundle.id, o[0].node_id)
         ).result(),
-        "its list of blocks is on 1 other nodes",
+        "its list of blocks is on 1 of 2 other nodes",
     ),
     "no index": (
         lambda a, f, o: a.set_index(a.folder_id, []),
