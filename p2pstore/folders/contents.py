@@ -100,7 +100,10 @@ class Contents:
     # -- replace now ------------------------------------------------------------------------------
 
     async def dehydrate(self, paths: Sequence[str], progress: Progress) -> dict[str, str]:
-        """Replace now; path -> why it stays, empty when it was replaced."""
+        """Replace now; path -> why it stays, empty when it was replaced.
+
+        Of a directory nothing is said of its links, which have no content.
+        """
         asked = [(*self._registry.need(path), path) for path in paths]
         for folder, relative, _ in asked:
             folder.force(await folder.in_thread(folder.rows_below, relative, (State.PROTECTED,)))
@@ -111,6 +114,8 @@ class Contents:
             states = (State.PROTECTED, State.PLACEHOLDER)
             rows = await folder.in_thread(folder.rows_below, relative, states)
             for row in rows:
+                if row.kind == files.Kind.LINK and row.path != relative:
+                    continue
                 stays = row.reason or folder.waiting.reason(row.path) or "it is being protected"
                 whole = os.path.join(folder.path, os.fsdecode(row.path))
                 results[whole] = "" if row.state == State.PLACEHOLDER else stays

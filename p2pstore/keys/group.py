@@ -33,6 +33,7 @@ from p2pstore.errors import FormatError, IntegrityError, UsageError
 from p2pstore.ids import Epoch, GroupId, PublicKey, Tag, group_id_of
 from p2pstore.keys import signed
 from p2pstore.keys.certificate import (
+    MAX_NAME,
     Certificate,
     Role,
     check_key,
@@ -187,6 +188,16 @@ class GroupState:
 
     def admins(self) -> tuple[Certificate, ...]:
         return self.members(Role.ADMIN)
+
+    def free_name(self, wish: str, subject: PublicKey) -> str:
+        """`wish`, numbered when another member has that name: people act on names."""
+        wish = wish[: MAX_NAME - 4]
+        taken = {c.name for c in (*self.devices(), *self.friends()) if c.subject != subject}
+        number, name = 1, wish
+        while name in taken:
+            number += 1
+            name = f"{wish}-{number}"
+        return name
 
     def name_of(self, subject: PublicKey) -> str | None:
         """The name in the newest certificate, a revoked one's too: to say who signed something."""

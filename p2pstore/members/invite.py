@@ -40,7 +40,6 @@ from p2pstore.threads import in_thread
 from p2pstore.wire import (
     LIFETIME_S,
     MAX_ADDRESSES,
-    MAX_NAME,
     NONCE_SIZE,
     SECRET_SIZE,
     Admission,
@@ -324,7 +323,7 @@ class Invitations:
         return hmac.compare_digest(joining.second(JoinNonce(nonce)).mac, second.mac)
 
     async def _let_in(self, entry: _Open, joiner: PublicKey, name: str) -> tuple[Admitted, bytes]:
-        name = self._free_name(name, joiner)
+        name = self._group.state.free_name(printable(name).strip() or "node", joiner)
         entry.knock.set_result(Knock(name, fingerprint(joiner)))
         if entry.confirm:
             try:
@@ -347,14 +346,3 @@ class Invitations:
             random=self._random,
         )
         return Admitted(node_id_of(joiner), name, role.value), chain
-
-    def _free_name(self, wish: str, joiner: PublicKey) -> str:
-        """The joiner's name, printable and not that of another member: people act on names."""
-        wish = printable(wish).strip()[: MAX_NAME - 4] or "node"
-        state = self._group.state
-        taken = {c.name for c in (*state.devices(), *state.friends()) if c.subject != joiner}
-        number, name = 1, wish
-        while name in taken:
-            number += 1
-            name = f"{wish}-{number}"
-        return name

@@ -220,11 +220,12 @@ class Recovery:
         """
         if self.state is None:
             raise Unavailable("No holder of this group has answered yet.")
+        name = self.state.free_name(self._name, self.public)
         state = self.state.recovered(
             self._root,
             device=self.device,
             admin=self._admin,
-            name=self._name,
+            name=name,
             now_ms=self._now_ms,
             random=random,
         )
@@ -252,7 +253,7 @@ class Recovery:
         home.confirm_words()  # whoever typed them all has them
         home.write_state(state.raw)
         as_of = tuple(found.manifest.meta.mtime_ns / 1e9 for found in chosen)
-        return Recovered(self.group_id, self._name, tuple(folders), left, as_of)
+        return Recovered(self.group_id, name, tuple(folders), left, as_of)
 
     def _choose(
         self, state: GroupState, ring: Keyring

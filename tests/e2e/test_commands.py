@@ -369,6 +369,15 @@ def test_hydrate_and_dehydrate_a_tree(node: Node, folder: Path) -> None:
     assert names(folder / "sub") == ["b.bin.f"]
 
 
+def test_a_link_in_a_tree_is_no_file_that_stays(node: Node, folder: Path) -> None:
+    write(folder, [("a.txt", b"alpha")])
+    (folder / "link").symlink_to("a.txt")
+    node.wait_replaced(folder / "a.txt")
+    node.ok("dehydrate", folder)
+    named = node.type("dehydrate", folder / "link")
+    assert (named.code, "a link" in named.err) == (5, True)
+
+
 def test_hydrated_keeps_mode_times_and_attributes(node: Node, folder: Path) -> None:
     path = folder / "tool.sh"
     path.write_bytes(b"#!/bin/sh\n")

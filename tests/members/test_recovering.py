@@ -82,11 +82,11 @@ def index_head(
 class Attempt:
     """A recovery in a new HOME, and the transport that it asks with."""
 
-    def __init__(self, world: World, words: str, name: str = "new") -> None:
+    def __init__(self, world: World, words: str, name: str = "new", *, device: str = "new") -> None:
         self.home = world.home(name)
         self.world = world
         self.recovery = Recovery(
-            self.home, words, name="new", network="main", now=world.clock.wall()
+            self.home, words, name=device, network="main", now=world.clock.wall()
         )
         self.transport = world.transport(
             self.recovery.device, hello=self.recovery.hello, role_of=self.recovery.role_of
@@ -128,6 +128,15 @@ async def test_words_and_a_holder_make_a_device_with_all_keys(world: World) -> N
     assert admin is not None
     assert group.state.role_of(public_key_of(admin)) is Role.ADMIN
     assert nas.group.judge(group.public, group.chain()), "the holder believes it"
+
+
+async def test_two_devices_do_not_get_one_name(world: World) -> None:
+    laptop, nas = await laptop_and_nas(world)
+    attempt = Attempt(world, words_of_home(laptop), device="nas")
+    await attempt.ask(nas)
+    group = attempt.settle()
+    assert group.name_of(group.node_id) == "nas-2"
+    assert group.name_of(nas.group.node_id) == "nas"
 
 
 async def test_the_others_stay_members_and_take_the_new_state(world: World) -> None:
