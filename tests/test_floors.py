@@ -21,7 +21,9 @@ PACKAGE = "p2pstore"
 # Units of one floor are neighbours and do not import each other, except on the ground floor, whose
 # parts are single words that may lean on one another (a system call raises an error of `errors`).
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "ids", "clock", "syscalls", "durable", "threads", "sdnotify", "sandbox"}),
+    frozenset(
+        {"errors", "ids", "clock", "syscalls", "durable", "threads", "sdnotify", "sandbox", "text"}
+    ),
     frozenset({"content", "wire", "policy", "keys", "config"}),
     frozenset({"store", "net", "dht", "watch", "leases", "home", "carriers"}),
     frozenset({"swarm"}),

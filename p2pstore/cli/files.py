@@ -13,6 +13,7 @@ from p2pstore.cli import show
 from p2pstore.cli.params import BYTE_RANGE, DESTINATION, KEY_OR_PATH, PATH
 from p2pstore.cli.shares import ask_password
 from p2pstore.cli.shell import Shell, example, gravest, pass_shell, secret
+from p2pstore.text import plural
 
 NOT_FREED = 5
 
@@ -214,7 +215,7 @@ def _inspect_rows(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     if said.get("mode") is not None:
         rows.append(("mode", f"{said['mode'] & 0o7777:04o}"))
     rows += [
-        ("blocks", f"{said.get('blocks', 0):,} in {len(bundles):,} bundles"),
+        ("blocks", f"{said.get('blocks', 0):,} in {plural(len(bundles), 'bundle')}"),
         ("bundles", " ".join(str(one)[:12] for one in bundles[:8])),
         ("hash", str(said.get("hash", ""))),
         ("device", show.name(said.get("device", ""))),

@@ -12,6 +12,7 @@ from p2pstore.cli import show
 from p2pstore.cli.params import DURATION, PATH, SIZE
 from p2pstore.cli.shell import Shell, example, pass_shell
 from p2pstore.errors import UsageError
+from p2pstore.text import plural
 
 SHOWN = 20  # reasons to stay that are listed one by one; `status PATH` tells the rest
 
@@ -181,7 +182,7 @@ def remove_folder(shell: Shell, dir: str, hydrate: bool, leave_placeholders: boo
     if back:
         told += f"; {show.files(back)} brought back"
     if left:
-        told += f"; {left:,} placeholders left, add-folder takes them up again"
+        told += f"; {plural(left, 'placeholder')} left: add-folder takes up what was left"
     shell.result(told)
     return 0
 
@@ -202,11 +203,11 @@ def _how_to_leave(shell: Shell, listed: dict[str, Any], dir: str) -> str | None:
         return None
     if not shell.asks:
         raise UsageError(
-            f"{show.path(dir)} has {count:,} placeholders: say --hydrate (bring the originals "
-            "back) or --leave-placeholders."
+            f"{show.path(dir)} has {plural(count, 'placeholder')}: say --hydrate (bring the "
+            "originals back) or --leave-placeholders."
         )
     answer: str = click.prompt(
-        f"{count:,} files are placeholders: hydrate them first, or leave the placeholders",
+        f"There are still {plural(count, 'placeholder')}: hydrate first, or leave what is there",
         type=click.Choice(["hydrate", "leave", "cancel"]),
         default="hydrate",
         err=True,
@@ -323,6 +324,6 @@ def resume(shell: Shell, dir: str, accept: bool, undo: bool) -> int:
     with shell.waiting("The node goes on with it; p2pstore status") as meter:
         done = shell.node().call("resume", meter, dir=dir, how=how)
     back = done.get("restored", 0) if isinstance(done, dict) else 0
-    tail = f"; {back:,} placeholders are back" if back else ""
+    tail = f"; {plural(back, 'placeholder')} brought back" if back else ""
     shell.result(f"{show.path(dir)} goes on{tail}")
     return 0

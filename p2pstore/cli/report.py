@@ -10,6 +10,7 @@ from typing import Any
 from p2pstore.cli import show
 from p2pstore.cli.shell import Shell
 from p2pstore.errors import UsageError
+from p2pstore.text import plural
 
 Json = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ def report_lines(said: Json, now: float) -> list[str]:
             lines.append(f"  {where}: {show.files(count)}")
     for holder in said["holders"]:
         name = show.name(holder["name"] or show.short_id(holder["id"]))
-        what = f"{holder['bundles']:,} bundles, {show.size(holder['bytes'])}"
+        what = f"{plural(holder['bundles'], 'bundle')}, {show.size(holder['bytes'])}"
         proved = f"last proof {show.ago(holder['last_proof'] / 1000, now)}"
         again = f"all asked again by {show.moment(holder['next_audit'] / 1000, now)}"
         lines.append(f"{name}  {show.name(holder['role'])}  {what}  {proved}, {again}")

@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from p2pstore.text import plural
+
 NARROWEST = 24  # columns that words need to be read in a column of their own
 INDENT = 6  # where they begin otherwise
 
@@ -82,7 +84,7 @@ def number(count: int) -> str:
 
 
 def files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
+    return plural(count, "file")
 
 
 def span(seconds: float) -> str:

@@ -11,6 +11,7 @@ from p2pstore.cli import show
 from p2pstore.cli.params import PATH
 from p2pstore.cli.shell import Shell, example, gravest, pass_shell
 from p2pstore.errors import NotRunning, P2PStoreError
+from p2pstore.text import plural
 
 PROBLEM = 1
 _MARKS = {"ok": "ok", "hint": "--", "problem": "!!"}
@@ -40,11 +41,11 @@ def check(shell: Shell, read_data: bool, repair: bool, report: str | None) -> in
             remedy = show.name(problem.get("remedy", ""))
             shell.fail(f"{text}  Mend it: {remedy}" if remedy else text)
     what = "every byte read" if read_data else "p2pstore check --read-data reads every byte"
-    verdict = f"{len(left)} problem{'s' * (len(left) != 1)}" if left else "good"
+    verdict = plural(len(left), "problem") if left else "good"
     if len(left) < len(problems):
         verdict += f", {len(problems) - len(left)} mended"
     shell.result(
-        f"{done.get('bundles', 0):,} bundles, {done.get('blocks', 0):,} blocks, "
+        f"{plural(done.get('bundles', 0), 'bundle')}, {plural(done.get('blocks', 0), 'block')}, "
         f"{show.size(done.get('bytes', 0))}: {verdict} ({what})"
     )
     return gravest([int(problem.get("code", 4)) for problem in left] or [0])
@@ -60,8 +61,12 @@ def rebuild_catalog(shell: Shell) -> int:
     missing = done.get("missing", 0)
     shell.result(
         f"Rebuilt: {show.files(done.get('files', 0))}, {done.get('placeholders', 0):,} of them "
-        f"placeholders, {done.get('bundles', 0):,} bundles"
-        + (f"; {missing:,} bundles are nowhere at the moment (p2pstore doctor)" if missing else "")
+        f"placeholders, {plural(done.get('bundles', 0), 'bundle')}"
+        + (
+            f"; {plural(missing, 'bundle')} nowhere at the moment (p2pstore doctor)"
+            if missing
+            else ""
+        )
     )
     return 0
 

@@ -32,6 +32,7 @@ from p2pstore.placement import OWN, SUFFIX, Root
 from p2pstore.policy import refuse_folder
 from p2pstore.sandbox import cannot_write, unseen
 from p2pstore.store import Catalog, State, folders
+from p2pstore.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -194,8 +195,8 @@ class Folders:
         hydrated = 0
         if placeholders and how is None:
             raise UsageError(
-                f"{directory} has {placeholders} placeholders. Choose: --hydrate brings the files "
-                "back first, --leave-placeholders leaves them as they are."
+                f"{directory} has {plural(placeholders, 'placeholder')}. Choose: --hydrate brings "
+                "the files back first, --leave-placeholders leaves them as they are."
             )
         if how == "hydrate":
             brought = await self.hydrate([os.fspath(folder.path)], progress)

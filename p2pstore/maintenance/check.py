@@ -26,6 +26,7 @@ from p2pstore.errors import P2PStoreError, Unavailable
 from p2pstore.ids import BundleId, short
 from p2pstore.maintenance.verify import DAMAGED, ITS_OWNER, Looked, Problem, Verifier
 from p2pstore.store import BundleState, BundleStore, Catalog, HeldStore, blocks
+from p2pstore.text import plural
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -130,7 +131,7 @@ class _Check:
         ]
         lost = self._catalog.view(_lost_files)
         if lost:
-            text = f"{lost:,} files need blocks that are nowhere."
+            text = f"{plural(lost, 'file')} with blocks that are nowhere."
             remedy = f"{MEND}, with more devices connected"
             problems.append(Problem(text, NOT_HERE, remedy, is_lost=True))
         return Checked(bundles, blocks_seen, bytes_seen, tuple(problems[:MAX_PROBLEMS]))

@@ -27,6 +27,7 @@ from p2pstore.node.status import carrier_lines
 from p2pstore.placement import OWN
 from p2pstore.sandbox import remedy
 from p2pstore.store import BundleState, files
+from p2pstore.text import plural
 from p2pstore.threads import in_thread
 from p2pstore.wire import verify_record
 
@@ -228,27 +229,30 @@ def _store(node: Node) -> Iterator[Json]:
     gone = sum(1 for bundle_id in sealed if not node.store.has(bundle_id))
     if gone:
         yield _problem(
-            f"{gone} bundles are recorded as here and are missing.", "p2pstore check --repair"
+            f"{plural(gone, 'bundle')} recorded as here and missing.", "p2pstore check --repair"
         )
     damaged = len(node.upkeep.healer.damaged())
     if damaged:
         yield _problem(
-            f"{damaged} bundles here are damaged, and nobody who holds them could be asked yet.",
+            f"{plural(damaged, 'bundle')} damaged here, and no holder could be asked yet.",
             "p2pstore check --read-data --repair",
         )
     state = rebuild_state(node.catalog)
     if lost and state is not None and state.pending:
-        yield _problem(f"Where {lost} bundles lie is not known again before holders are asked.")
+        yield _problem(f"{plural(lost, 'bundle')} not found again before holders are asked.")
     elif lost:
-        yield _problem(f"{lost} bundles are needed and are nowhere at the moment.")
+        yield _problem(f"{plural(lost, 'bundle')} needed and nowhere at the moment.")
     if node.held.lost:
-        yield _problem(f"{len(node.held.lost)} bundles kept for others are gone from this disk.")
+        what = plural(len(node.held.lost), "bundle")
+        yield _problem(f"{what} kept for others and gone from this disk.")
     if state is not None and state.pending:
         yield _hint("The catalog was rebuilt; what other devices hold is still to be asked for.")
     if state is not None and state.unread:
-        yield _hint(f"{state.unread} lists could not be read when the catalog was rebuilt.")
+        yield _hint(
+            f"{plural(state.unread, 'list')} could not be read when the catalog was rebuilt."
+        )
     if not (damages or gone or lost):
-        yield _ok(f"The store has its {len(sealed)} bundles; p2pstore check reads them.")
+        yield _ok(f"The store has its {plural(len(sealed), 'bundle')}; p2pstore check reads them.")
 
 
 def _bundles(db: sqlite3.Connection) -> tuple[list[Any], int]:
@@ -310,7 +314,7 @@ def _peers(node: Node, connected: int) -> Iterator[Json]:
     else:
         yield _hint(
             f"None of the {len(others)} other devices is connected"
-            + (f" ({connected} nodes of others are)." if connected else "."),
+            + (f" (connected: {plural(connected, 'node')} of others)." if connected else "."),
             "p2pstore peers",
         )
 

@@ -21,6 +21,7 @@ from p2pstore.net import Link
 from p2pstore.node.build import Node
 from p2pstore.store import BundleState, State, blocks, copies, files
 from p2pstore.swarm import ANNOUNCE_EVERY_S
+from p2pstore.text import plural
 
 Json = dict[str, Any]
 
@@ -356,7 +357,7 @@ def _announce_line(node: Node) -> Json:
     return {
         "name": "announce",
         "state": "works" if state.is_working else rests,
-        "doing": f"{state.keys:,} keys" if state.keys else "",
+        "doing": plural(state.keys, "key") if state.keys else "",
         "done": state.parts - state.parts_due if state.parts_due else None,
         "total": state.parts if state.parts_due else None,
         "period_s": ANNOUNCE_EVERY_S,
@@ -421,7 +422,8 @@ def _warnings(node: Node) -> list[Json]:
         if folder.waiting_for_room is not None:
             tally = folder.waiting.held_up().get("waiting for room")
             number = tally.files if tally is not None else 0
-            warn(f"{folder.path}: waiting for room, {number:,} files: {folder.waiting_for_room}.")
+            what = f"{plural(number, 'file')} waiting for room"
+            warn(f"{folder.path}: {what}: {folder.waiting_for_room}.")
         if folder.opens_unheard:
             warn(f"{folder.path}: opening a placeholder may go unnoticed: {folder.opens_unheard}")
         for path, why in folder.unread[:3]:
@@ -430,14 +432,13 @@ def _warnings(node: Node) -> list[Json]:
         warn("This node is leaving, and takes no copies. To finish, or to stay:", LEAVE)
     for holder, number in node.upkeep.mover.waiting.items():
         name = node.group.name_of(holder) or short(holder)
-        what = "1 copy has" if number == 1 else f"{number:,} copies have"
-        warn(f"{name} asked for it: {what} to be placed elsewhere first.")
+        warn(f"{name} asked for it: {plural(number, 'copy', 'copies')} to place elsewhere first.")
     if node.held.lost:
-        warn(f"{len(node.held.lost)} bundles kept for others are gone from this disk.", owner=True)
+        what = plural(len(node.held.lost), "bundle")
+        warn(f"{what} kept for others and gone from this disk.", owner=True)
     damaged = len(node.upkeep.healer.damaged())
     if damaged:
-        bundles = "1 bundle" if damaged == 1 else f"{damaged:,} bundles"
-        text = f"{bundles} damaged here and not healed yet; connect the nodes that hold copies:"
+        text = f"{plural(damaged, 'bundle')} damaged here and not healed yet; connect the holders:"
         warn(text, "p2pstore check --read-data --repair", owner=True)
     for report in node.maintenance.loops.reports():
         if report.failures >= STUBBORN:

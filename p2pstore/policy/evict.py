@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from p2pstore.policy.copies import counted, counted_holders
 from p2pstore.policy.standing import Copy, Holder
+from p2pstore.text import plural
 
 FRESH_PROOF_S = 600.0
 LOCK_MARGIN_S = 60.0  # clocks of two machines run apart, and the unlink takes a moment
@@ -128,8 +129,8 @@ def _under_lock(facts: Facts, monotonic: float, fresh_proof_s: float) -> list[st
 
 
 def _copies(count: int) -> str:
-    return "1 copy" if count == 1 else f"{count} copies"
+    return plural(count, "copy", "copies")
 
 
 def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
+    return plural(count, "file")

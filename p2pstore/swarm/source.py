@@ -45,6 +45,7 @@ from p2pstore.swarm.cache import BlockCache
 from p2pstore.swarm.call import Call, Ticket, Wanted
 from p2pstore.swarm.getting import ANSWER_S, Asker, Lanes, Peers, get_blocks
 from p2pstore.swarm.shelf import Shelf
+from p2pstore.text import plural
 from p2pstore.threads import in_thread
 from p2pstore.wire import MAX_HOPS, MAX_WANTED, Have, HaveReply, PeerRecord
 
@@ -68,7 +69,7 @@ class BlocksNotFound(BlocksMissing):
 
     def __init__(self, missing: Collection[BlockId], offline: Sequence[str]) -> None:
         number = len(missing)
-        what = "1 block" if number == 1 else f"{number} blocks"
+        what = plural(number, "block")
         if offline:
             names = ", ".join(offline)
             verb = "holds" if len(offline) == 1 else "hold"

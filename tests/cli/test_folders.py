@@ -238,7 +238,9 @@ def test_resume(line, served, words, how):
     served.answers["resume"] = {"path": "/v", "restored": 4 if how == "undo" else 0}
     ran = line("resume", "/v", *words)
     assert served.asked("resume") == [{"dir": "/v", "how": how}]
-    assert ran.out == ("/v goes on; 4 placeholders are back\n" if how == "undo" else "/v goes on\n")
+    assert ran.out == (
+        "/v goes on; 4 placeholders brought back\n" if how == "undo" else "/v goes on\n"
+    )
 
 
 @pytest.mark.parametrize(

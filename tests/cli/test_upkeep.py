@@ -62,7 +62,7 @@ def test_rebuild_catalog_says_what_is_missing(line, served):
     }  # fmt: skip
     assert line("rebuild-catalog").out == (
         "Rebuilt: 40 files, 38 of them placeholders, 3 bundles; "
-        "2 bundles are nowhere at the moment (p2pstore doctor)\n"
+        "2 bundles nowhere at the moment (p2pstore doctor)\n"
     )
 
 

@@ -137,7 +137,7 @@ def test_file_whose_blocks_are_nowhere_is_told(world: World, held: HeldStore) ->
     lost = row._replace(state=BundleState.LOST)
     world.catalog.write(lambda db: blocks.put_bundle(db, lost)).result()
     (problem,) = run(world, held).problems
-    assert problem.text == "2 files need blocks that are nowhere."
+    assert problem.text == "2 files with blocks that are nowhere."
 
 
 def test_damaged_catalog_is_told(world: World, held: HeldStore) -> None:

@@ -120,7 +120,7 @@ async def test_missing_bundle_is_a_problem(place: Place) -> None:
     async with place.running() as node:
         await place.filled(node)
         node.store.path(node.store.list()[0]).unlink()
-        assert "recorded as here and are missing" in texts(await doctor(node), "problem")
+        assert "recorded as here and missing" in texts(await doctor(node), "problem")
 
 
 async def test_clock_of_another_node_is_compared(place: Place) -> None:

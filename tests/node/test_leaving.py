@@ -404,7 +404,7 @@ async def test_bundle_that_another_device_locked_stays_there(place: Place) -> No
         node.pusher = Holders(Busy("locked"))  # type: ignore[assignment]
         said: list[dict[str, Any]] = []
         assert (await leave(node, None, said.append))["left"]
-        assert "keeps 1 bundles" in next(one["text"] for one in said if "text" in one)
+        assert "keeps 1 bundle for now" in next(one["text"] for one in said if "text" in one)
 
 
 async def test_export_to_where_nothing_can_be_written_is_said_once(place: Place) -> None:

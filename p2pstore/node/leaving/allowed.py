@@ -13,6 +13,7 @@ from p2pstore.folders import Folder
 from p2pstore.ids import short
 from p2pstore.node.build import Node
 from p2pstore.store import State, files, folders
+from p2pstore.text import plural
 
 CONTENT = (State.PROTECTED, State.PLACEHOLDER, State.HYDRATING, State.CONFLICT)
 
@@ -44,7 +45,7 @@ def obstacles(node: Node) -> list[str]:
         )
     for path, left in node.catalog.view(_left_behind).items():
         reasons.append(
-            f"{left} placeholders were left in {path} when it was removed. Take it up again: "
+            f"{plural(left, 'placeholder')} left in {path} when it was removed. Take it up again: "
             f"p2pstore add-folder {path}"
         )
     for folder in node.folders.all():

@@ -12,6 +12,7 @@ from p2pstore.errors import Busy, P2PStoreError
 from p2pstore.ids import BundleId, NodeId
 from p2pstore.node.build import Node
 from p2pstore.store import copies
+from p2pstore.text import plural
 from p2pstore.threads import in_thread
 from p2pstore.wire import Unknown
 
@@ -60,7 +61,7 @@ async def _release(node: Node, holder: NodeId, progress: Progress) -> None:
         return
     if kept:
         progress(
-            {"text": f"{name} keeps {len(kept)} bundles for now: somebody else relies on them."}
+            {"text": f"{name} keeps {plural(len(kept), 'bundle')} for now, for somebody else."}
         )
 
 
