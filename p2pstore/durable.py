@@ -3,22 +3,25 @@
 Order: bytes, fsync of the file, rename over the old one, fsync of the directory; for many files
 together: all bytes, one sync of the file system, all renames, one sync more. A reader sees the old
 content or the new one, and where that is not enough, a checksum (`with_check`). Never used on a
-user's file: there nothing is renamed over.
+user's file: there nothing is renamed over, and a finished file gets its name by `name_once`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from blake3 import blake3
 
-from p2pstore.errors import FormatError
-from p2pstore.syscalls import syncfs
+from p2pstore.errors import FormatError, Unavailable
+from p2pstore.syscalls import rename_noreplace, syncfs
 
 _CHECK_SIZE = 16
+CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP})
+"""What file systems answer to a call that they do not have."""
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -82,6 +85,23 @@ def read_checked(path: Path, magic: bytes, most: int) -> bytes:
     if blake3(raw[start:]).digest(length=_CHECK_SIZE) != raw[len(magic) : start]:
         raise FormatError(f"{path.name} is damaged")
     return raw[start:]
+
+
+def name_once(olddir: int, old: bytes, newdir: int, new: bytes) -> None:
+    """Give a file its final name, never in the place of another: FileExistsError.
+
+    Where there is no such rename (NFS) a hard link does the same; where there are no links either,
+    an errno of CANNOT. Whoever wants the name to be durable syncs its directory.
+    """
+    try:
+        return rename_noreplace(olddir, old, newdir, new)
+    except Unavailable:
+        pass  # another system than Linux
+    except OSError as exc:
+        if exc.errno not in CANNOT:
+            raise
+    os.link(old, new, src_dir_fd=olddir, dst_dir_fd=newdir, follow_symlinks=False)
+    os.unlink(old, dir_fd=olddir)
 
 
 def _temporary(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,23 @@ def test_a_failed_sync_leaves_each_file_whole(
         replace_files({path: b"new"})
     assert path.read_bytes() == (b"old" if nth == 1 else b"new")
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [0, errno.EINVAL, errno.ENOSYS, errno.EPERM])
+def test_a_name_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def cannot(*_: object) -> None:
+        raise OSError(code, "not here")
+
+    if code:
+        monkeypatch.setattr(durable, "rename_noreplace", cannot)
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name, content in (("one", b"1"), ("two", b"2")):
+            (tmp_path / name).write_bytes(content)
+        durable.name_once(directory, b"one", directory, b"final")
+        with pytest.raises(FileExistsError):
+            durable.name_once(directory, b"two", directory, b"final")
+    finally:
+        os.close(directory)
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert left == {"final": b"1", "two": b"2"}

@@ -38,9 +38,8 @@ from blake3 import blake3
 from p2pstore.carriers.carrier import NotThere, Promises
 from p2pstore.carriers.config import is_harmless
 from p2pstore.content import MAX_PICTURE, capacity, decode_picture, encode_picture
-from p2pstore.durable import replace_file, sync_directory
+from p2pstore.durable import CANNOT, name_once, replace_file, sync_directory
 from p2pstore.errors import FormatError, IntegrityError, NoRoom, Unavailable, UsageError
-from p2pstore.syscalls import rename_noreplace
 from p2pstore.threads import in_thread
 
 MARKER: Final = "p2pstore-carrier"
@@ -56,7 +55,6 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FOREIGN: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
-_CANNOT: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP})
 
 
 class Shape(NamedTuple):
@@ -235,14 +233,11 @@ class FolderCarrier:
 
     def _name(self, shelf: int, temporary: str, final: str) -> None:
         """FileExistsError when the name is taken."""
-        for way in (_rename, _link):
-            try:
-                return way(shelf, temporary, final)
-            except Unavailable:
-                continue  # not on this system
-            except OSError as exc:
-                if exc.errno not in _CANNOT:
-                    raise
+        try:
+            return name_once(shelf, temporary.encode(), shelf, final.encode())
+        except OSError as exc:
+            if exc.errno not in CANNOT:
+                raise
         with self._naming:
             try:
                 os.stat(final, dir_fd=shelf, follow_symlinks=False)
@@ -289,7 +284,7 @@ def _sync(directory: int) -> None:
     try:
         os.fsync(directory)
     except OSError as exc:
-        if exc.errno not in _CANNOT:
+        if exc.errno not in CANNOT:
             raise
 
 
@@ -302,12 +297,3 @@ def _sweep(shelf: int) -> None:
         with contextlib.suppress(FileNotFoundError):  # another one finished, or sweeps too
             if os.stat(entry.name, dir_fd=shelf, follow_symlinks=False).st_mtime < before:
                 os.unlink(entry.name, dir_fd=shelf)
-
-
-def _rename(shelf: int, temporary: str, final: str) -> None:
-    rename_noreplace(shelf, temporary.encode(), shelf, final.encode())
-
-
-def _link(shelf: int, temporary: str, final: str) -> None:
-    os.link(temporary, final, src_dir_fd=shelf, dst_dir_fd=shelf)
-    os.unlink(temporary, dir_fd=shelf)

@@ -25,9 +25,10 @@ import msgspec
 from blake3 import blake3
 
 from p2pstore.content import MAX_PIECES, Piece, UploadMeta, checksum
+from p2pstore.durable import name_once
 from p2pstore.errors import Busy, NoRoom, P2PStoreError, UsageError
 from p2pstore.sandbox import cannot_write
-from p2pstore.syscalls import rename_noreplace, reserve
+from p2pstore.syscalls import reserve
 
 _HASH: Final = 32
 _RECORD: Final = 8 + _HASH
@@ -164,18 +165,9 @@ class Partial:
             if force:
                 os.replace(old, new, src_dir_fd=self._directory, dst_dir_fd=self._directory)
             else:
-                self._name_once(old, new)
+                name_once(self._directory, old, self._directory, new)
             os.fsync(self._directory)
             self._remove(self._notes_name)
-
-    def _name_once(self, old: bytes, new: bytes) -> None:
-        try:
-            rename_noreplace(self._directory, old, self._directory, new)
-        except OSError as exc:
-            if exc.errno not in _NO_PROMISE:
-                raise
-            os.link(old, new, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-            os.unlink(old, dir_fd=self._directory)
 
     def discard(self) -> None:
         """What is here is of no use to a later attempt."""

@@ -11,8 +11,9 @@ import contextlib
 import errno
 import os
 
+from p2pstore.durable import name_once
 from p2pstore.placement.root import TEMPORARY, Directories, Root
-from p2pstore.syscalls import link_fd, rename_noreplace
+from p2pstore.syscalls import link_fd
 
 PART = b"part-"
 
@@ -45,13 +46,7 @@ class Nameless:
             link_fd(self.fd, directory, name)
             return
         own, part = directories.parent(self._part)
-        try:
-            rename_noreplace(own, part, directory, name)
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.ENOSYS):
-                raise
-            os.link(part, name, src_dir_fd=own, dst_dir_fd=directory, follow_symlinks=False)
-            os.unlink(part, dir_fd=own)
+        name_once(own, part, directory, name)
         self._part = None
 
     def close(self) -> None:

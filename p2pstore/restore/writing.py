@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 import aiofiles
 
 from p2pstore.content import Manifest
+from p2pstore.durable import name_once
 from p2pstore.errors import NoRoom, UsageError
 from p2pstore.restore.reading import Restore
 from p2pstore.sandbox import cannot_write
-from p2pstore.syscalls import AT_FDCWD, rename_noreplace
+from p2pstore.syscalls import AT_FDCWD
 
 
 def _quiet(done: int, total: int) -> None:
@@ -55,7 +56,7 @@ async def write_copy(
                 if os.path.lexists(temporary):
                     os.unlink(temporary)
     except FileExistsError as exc:
-        raise UsageError(f"{exc.filename2 or exc.filename} exists; choose another name.") from exc
+        raise UsageError(f"{target} exists; choose another name.") from exc
     except OSError as exc:
         failed = NoRoom if exc.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
         raise failed(cannot_write(target, exc)) from exc
@@ -92,10 +93,4 @@ def _put_in_place(temporary: str, target: str, force: bool) -> None:
     if force:
         os.rename(temporary, target)
         return
-    try:
-        os.link(temporary, target)
-    except OSError as exc:
-        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP):
-            raise
-        # A file system without hard links, such as that of most USB sticks.
-        rename_noreplace(AT_FDCWD, os.fsencode(temporary), AT_FDCWD, os.fsencode(target))
+    name_once(AT_FDCWD, os.fsencode(temporary), AT_FDCWD, os.fsencode(target))

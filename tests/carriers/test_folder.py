@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from p2pstore import durable
 from p2pstore.carriers import (
     Carrier,
     FolderConfig,
@@ -167,7 +168,7 @@ async def test_pieces_of_another_size_stay_readable(disk: Path, album: Carrier) 
 async def test_order_of_a_put(carrier: Carrier, monkeypatch: pytest.MonkeyPatch) -> None:
     await carrier.put("piece", b"x")  # its subdirectory is there
     steps = []
-    fsync, rename = os.fsync, module.rename_noreplace
+    fsync, rename = os.fsync, durable.rename_noreplace
     await carrier.delete("piece")
 
     def syncing(descriptor: int) -> None:
@@ -179,7 +180,7 @@ async def test_order_of_a_put(carrier: Carrier, monkeypatch: pytest.MonkeyPatch)
         rename(*names)
 
     monkeypatch.setattr(os, "fsync", syncing)
-    monkeypatch.setattr(module, "rename_noreplace", renaming)
+    monkeypatch.setattr(durable, "rename_noreplace", renaming)
     await carrier.put("piece", b"x")
     assert steps == ["sync", "rename", "sync directory"]
 
@@ -245,7 +246,7 @@ async def test_without_a_rename_that_never_overwrites(
     def forbid(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EPERM, "no hard links here")
 
-    monkeypatch.setattr(module, "rename_noreplace", refuse)
+    monkeypatch.setattr(durable, "rename_noreplace", refuse)
     if missing == 2:
         monkeypatch.setattr(os, "link", forbid)
     await carrier.put("piece", b"first")

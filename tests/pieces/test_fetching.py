@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from p2pstore import durable
 from p2pstore.carriers import NotThere
 from p2pstore.content import UNNAMED, checksum
 from p2pstore.errors import Busy, FormatError, IntegrityError, NoRoom, Unavailable, UsageError
@@ -117,7 +118,7 @@ async def test_a_file_system_without_renameat2_gets_a_link(
     def cannot(*args: object) -> None:
         raise OSError(errno.EINVAL, "no")
 
-    monkeypatch.setattr(partial, "rename_noreplace", cannot)
+    monkeypatch.setattr(durable, "rename_noreplace", cannot)
     await fetch(carrier, key, there, pool=pool)
     assert names(there) == ["photo.jpg"]
     with pytest.raises(UsageError, match="exists"):

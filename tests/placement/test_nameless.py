@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pstore import durable
 from p2pstore.ids import FolderId
 from p2pstore.placement import Directories, Root, nameless, write_placeholder
 from p2pstore.placement.lay import lay_placeholders
@@ -38,7 +39,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "O_TMPFILE":
         monkeypatch.setattr(nameless, "unnamed", none)
     if request.param == "link":
-        monkeypatch.setattr(nameless, "rename_noreplace", unknown_flag)
+        monkeypatch.setattr(durable, "rename_noreplace", unknown_flag)
     return str(request.param)
 
 
