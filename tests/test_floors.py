@@ -21,9 +21,8 @@ PACKAGE = "p2pstore"
 # Units of one floor are neighbours and do not import each other, except on the ground floor, whose
 # parts are single words that may lean on one another (a system call raises an error of `errors`).
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset(
-        {"errors", "ids", "clock", "syscalls", "durable", "threads", "sdnotify", "sandbox", "text"}
-    ),
+    frozenset({"errors", "ids", "clock", "text"})
+    | {"syscalls", "filesystems", "durable", "threads", "sdnotify", "sandbox"},
     frozenset({"content", "wire", "policy", "keys", "config"}),
     frozenset({"store", "net", "dht", "watch", "leases", "home", "carriers"}),
     frozenset({"swarm"}),
@@ -59,6 +58,7 @@ IMPURE_MODULES = frozenset(
         "os",
         "p2pstore.clock",
         "p2pstore.durable",
+        "p2pstore.filesystems",
         "p2pstore.sandbox",
         "p2pstore.sdnotify",
         "p2pstore.syscalls",

@@ -361,57 +361,6 @@ def test_kind_agrees_with_stat(tmp_path: Path) -> None:
     assert syscalls.file_system(tmp_path) is expected
 
 
-def test_memory_is_volatile() -> None:
-    if not Path("/dev/shm").is_dir() or syscalls.file_system("/dev/shm") is not FileSystem.TMPFS:
-        pytest.skip("no tmpfs at /dev/shm")
-    assert "tmpfs" in (syscalls.is_volatile("/dev/shm") or "")
-    assert "tmpfs" in (syscalls.is_volatile("/dev/shm/not/there/yet") or "")
-
-
-@pytest.mark.parametrize(
-    ("kind", "mounted", "volatile"),
-    [
-        (FileSystem.EXT4, "ext4", False),
-        (FileSystem.XFS, "xfs", False),
-        (FileSystem.BTRFS, "btrfs", False),
-        (FileSystem.OTHER, "f2fs", False),
-        (FileSystem.FUSE, "fuseblk", False),
-        (FileSystem.FUSE, "fuse.sshfs", True),
-        (FileSystem.FUSE, "", True),
-        (FileSystem.NFS, "nfs4", True),
-        (FileSystem.CIFS, "cifs", True),
-        (FileSystem.NETWORK, "9p", True),
-        (FileSystem.OVERLAY, "overlay", True),
-        (FileSystem.RAMFS, "ramfs", True),
-    ],
-)
-def test_what_is_volatile(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: FileSystem,
-    mounted: str,
-    volatile: bool,
-) -> None:
-    monkeypatch.setattr(syscalls, "file_system", lambda where: kind)
-    monkeypatch.setattr(syscalls, "_mount_type", lambda device: mounted)
-    assert (syscalls.is_volatile(tmp_path) is not None) is volatile
-    # Memory and a container's layer go with this machine, but nobody else writes there.
-    only_volatile = kind in (FileSystem.OVERLAY, FileSystem.RAMFS)
-    assert (syscalls.is_remote(tmp_path) is not None) is (volatile and not only_volatile)
-
-
-def test_link_to_memory_is_volatile(tmp_path: Path) -> None:
-    if not Path("/dev/shm").is_dir() or syscalls.is_volatile("/dev/shm") is None:
-        pytest.skip("no tmpfs at /dev/shm")
-    (tmp_path / "home").symlink_to("/dev/shm")
-    assert syscalls.is_volatile(tmp_path / "home" / "store") is not None
-
-
-def test_mount_table_names_the_type() -> None:
-    assert syscalls._mount_type(os.stat("/proc").st_dev) == "proc"
-    assert syscalls._mount_type(os.makedev(4000, 4000)) == ""
-
-
 def test_mounts_differ(directory: int) -> None:
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     here = syscalls.mount_id(directory)
@@ -503,7 +452,6 @@ def test_elsewhere_everything_is_unavailable(
     ):
         with pytest.raises(Unavailable):
             call()
-    assert syscalls.is_volatile("/") is None
     assert syscalls.socket_owner(1) is None
 
 

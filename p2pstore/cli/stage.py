@@ -31,7 +31,8 @@ from p2pstore.api import find_socket
 from p2pstore.cli.client import RunningNode
 from p2pstore.content import HEADER_SIZE, Kind, decode_header
 from p2pstore.errors import NoRoom, P2PStoreError, Unavailable
-from p2pstore.syscalls import FileSystem, file_system, is_volatile
+from p2pstore.filesystems import is_volatile
+from p2pstore.syscalls import FileSystem, file_system
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2pstore.config import FolderSettings
+from p2pstore.filesystems import is_remote
 from p2pstore.folders.judging import treat
 from p2pstore.policy import Treatment, marks_repository
-from p2pstore.syscalls import is_remote
 from p2pstore.watch import Seen, Unread, scan
 
 

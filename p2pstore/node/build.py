@@ -21,6 +21,7 @@ from p2pstore import sdnotify
 from p2pstore.clock import Clock, SystemClock
 from p2pstore.config import Config
 from p2pstore.content import Keyring, bundle_tag
+from p2pstore.filesystems import is_volatile
 from p2pstore.folders import Bringing, DiskRoom, Folders, Opening, Parts, Taking
 from p2pstore.home import Home
 from p2pstore.ids import BundleId, NodeId, PublicKey, Tag, node_id_of, short
@@ -34,7 +35,6 @@ from p2pstore.placement import SUFFIX
 from p2pstore.restore import Restore
 from p2pstore.shares import Downloads, Maker, Reader, Shares, Uploads
 from p2pstore.store import DiskBundles, HeldStore, blocks
-from p2pstore.syscalls import is_volatile
 from p2pstore.vfs import Vfs
 from p2pstore.watch import OpenWatcher
 

@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 from p2pstore.durable import replace_file, sync_directory
 from p2pstore.errors import Unavailable
+from p2pstore.filesystems import is_remote
 from p2pstore.ids import FolderId
-from p2pstore.syscalls import is_remote, mount_id, open_beneath, syncfs
+from p2pstore.syscalls import mount_id, open_beneath, syncfs
 
 OWN = b".p2pstore"
 TRASH = OWN + b"/trash"

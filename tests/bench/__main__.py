@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from p2pstore.syscalls import is_volatile
+from p2pstore.filesystems import is_volatile
 from tests.bench import carriers, corpora, serving, tools
 from tests.bench.corpora import Corpus
 from tests.bench.measure import CHECKOUT, Failed, Figure, phases
