@@ -98,7 +98,8 @@ def learn(index: BundleIndex, tag: Tag, *, own: bool, db: sqlite3.Connection) ->
         number = blocks.put_bundle(db, row)
     else:
         number = there.id
-        change = "UPDATE bundles SET blocks=? WHERE id=? AND blocks=0"
+        # The number of its live map was a holder's word. Its list is signed; a map comes with it.
+        change = "UPDATE bundles SET blocks=?, seq=0 WHERE id=? AND blocks=0"
         db.execute(change, (len(index.blocks), number))
     for row in gone:
         follow(db, row, number)

@@ -13,7 +13,7 @@ from typing import Final
 from p2pstore.clock import Clock
 
 FREE: Final = 10  # people mistype, and a few of them may live behind one address
-SECONDS_EACH: Final = 10.0  # 8,640 a day: a word of a dictionary of 100,000 takes a week
+SECONDS_EACH: Final = 10.0  # 8,640 a day: 100,000 words take twelve days
 MAX_ADDRESSES: Final = 4096  # remembered; who has more has more computers than this can stop
 
 

@@ -579,8 +579,9 @@ def complete_args(home: Upkeep, source: object, holdings: list, heads: list) -> 
     }
 
 
+@pytest.mark.parametrize("seq", [0, 1 << 40])
 async def test_a_rebuild_learns_from_a_holder_what_was_merged_and_evicted(
-    home: Upkeep, tmp_path: Path
+    home: Upkeep, tmp_path: Path, seq: int
 ) -> None:
     filled(home)
     await merge(home)
@@ -601,7 +602,7 @@ async def test_a_rebuild_learns_from_a_holder_what_was_merged_and_evicted(
         tag=new.tag,
         kind=new.kind,
         opener=index.header.opener,
-        seq=0,
+        seq=seq,
         bytes=new.bytes,
         lease_until_ms=int(home.clock.wall() * 1000) + DAY_MS,
     )
@@ -617,6 +618,7 @@ async def test_a_rebuild_learns_from_a_holder_what_was_merged_and_evicted(
     assert asked == [5]
     row = home.bundles_of("file 3")[new.bundle_id]
     assert (row.state, row.tag, row.blocks) == (BundleState.EVICTED, new.tag, 5)
+    assert row.seq == 0, "what a holder says of it unsigned binds nobody"
     (copy,) = home.catalog.view(lambda db: copies.of_bundle(db, row.id))
     assert copy.state == copies.CopyState.SUSPECT
     assert home.catalog.view(lambda db: merged.names(db, row.id))
