@@ -137,6 +137,7 @@ async def test_of_a_bundle_known_by_hearsay_the_newest_signed_list_counts(group:
     stale = made.b.node_id  # asked first
     a.catalog.write(lambda db: copies.proved(db, made.row.id, stale, 0, 1 << 50)).result()
     a.bundles.to_trash(bundle_id)
+    a.bundles.purge(bundle_id)
     query = "UPDATE bundles SET state='evicted' WHERE id=?"
     a.catalog.write(lambda db: db.execute(query, (made.row.id,))).result()
     known_by_hearsay(made, seq=0)
