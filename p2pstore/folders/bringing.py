@@ -200,7 +200,10 @@ class Bringing:
         )
         opened = self._restore.open(known)
         mark = b"damaged-%d" % int(self._clock.wall())
-        await self._in_thread(write_placeholder, root, placeholder.name, known, aside=mark)
+        try:
+            await self._in_thread(write_placeholder, root, placeholder.name, known, aside=mark)
+        except OSError as exc:
+            raise Unavailable(f"{os.fsdecode(placeholder.name)}: {exc.strerror}") from exc
         return _Read(placeholder, known, opened)
 
     async def _small(

@@ -370,7 +370,11 @@ def write_placeholder(root: Root, path: bytes, raw: bytes, *, aside: bytes = b""
                 # There is no moment in which nothing bears the name.
                 kept = free_name(directory, name + b"." + aside, b"again", first=True)
                 file.link(directories, directory, kept)
-                rename_exchange(directory, kept, directory, name)
+                try:
+                    rename_exchange(directory, kept, directory, name)
+                except FileNotFoundError:  # the owner was quicker: what lay there has gone
+                    os.unlink(kept, dir_fd=directory)
+                    raise
             else:
                 file.link(directories, directory, name)
         finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pstore.errors import Unavailable
 from p2pstore.folders.taking import Taken
 from p2pstore.placement import Claim, claim
 from p2pstore.store import blocks, files
@@ -509,6 +510,25 @@ def test_damaged_placeholder_is_kept_beside_and_the_file_comes_back(made: World)
     assert made.at("file").read_bytes() == b"content"
     (kept,) = made.path.glob("file.f.damaged-*")
     assert kept.read_bytes() == bytes(raw)
+
+
+def test_damaged_placeholder_that_goes_meanwhile_is_an_error_of_its_own(
+    made: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editor that saves into it, for one; the node and the other files go on."""
+    made.write("file", b"content")
+    made.replace("file")
+    made.at("file.f").write_bytes(made.at("file.f").read_bytes()[:-1] + b"?")
+    exchange = replacing.rename_exchange
+
+    def too_late(*names: object) -> None:
+        made.at("file.f").unlink()
+        exchange(*names)
+
+    monkeypatch.setattr(replacing, "rename_exchange", too_late)
+    (brought,) = made.hydrate("file.f")
+    assert isinstance(brought.error, Unavailable)
+    assert not list(made.path.glob("file*"))
 
 
 def test_placeholder_under_the_originals_name_gives_way_to_it(made: World) -> None:
