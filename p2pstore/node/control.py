@@ -28,7 +28,6 @@ from p2pstore.node.build import Node
 from p2pstore.node.checking import check
 from p2pstore.node.checks import doctor
 from p2pstore.node.leaving import Leaving
-from p2pstore.node.metrics import metrics
 from p2pstore.node.reporting import checked, report
 from p2pstore.node.status import carrier_lines, folder_lines, peer_lines, share_lines, status
 from p2pstore.policy import Treatment
@@ -98,6 +97,9 @@ class NodeControl:
         return await asyncio.to_thread(status, self._node, ())
 
     def metrics(self) -> bytes:
+        # Most nodes are never asked: its library is a tenth of what a start has to load.
+        from p2pstore.node.metrics import metrics
+
         return metrics(self._node)
 
     def healthz(self) -> str | None:

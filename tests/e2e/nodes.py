@@ -85,6 +85,9 @@ class Node:
             "P2PSTORE_SETTLE": SETTLE,
             "P2PSTORE_TRASH_HOLD": "1s",
             "P2PSTORE_KEEP_FREE": "10MB",
+            # No test speaks to a public server, and reading the system's certificates is the
+            # longest single step of a start.
+            "SSL_CERT_FILE": os.devnull,
             # Where the tests' directory is a tmpfs the behaviour is to be the same.
             "P2PSTORE_ALLOW_VOLATILE_STORE": "true",
             **{f"P2PSTORE_{key.upper()}": value for key, value in settings.items()},

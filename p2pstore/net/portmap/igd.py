@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from html import escape  # what it writes is XML, too
 from typing import Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 from p2pstore.net.portmap.asking import Granted, NotSpoken, Refused, Wish
 
