@@ -117,8 +117,8 @@ lock:
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --no-header --upgrade --extra dev --extra uvloop pyproject.toml -o .ci/requirements.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
-	    --no-header -c .ci/requirements.lock --extra png --extra s3 pyproject.toml \
-	    -o deploy/requirements.lock
+	    --no-header -c .ci/requirements.lock --extra png --extra s3 --extra uvloop \
+	    pyproject.toml -o deploy/requirements.lock
 	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | \
 	    $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --no-header -c .ci/requirements.lock - -o .ci/build.lock

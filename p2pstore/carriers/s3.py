@@ -49,13 +49,14 @@ _SENTENCES: Final = {
 }
 _FULL: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"})
 _REDIRECTED: Final = "incorrectly configured region"  # obstore's words for it
+_NO_AUTHORITIES: Final = "No CA certificates"
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _STATUS = re.compile(r"non-2xx status code: ([0-9]{3})")
 
 
 class S3Carrier:
     def __init__(self, name: str, config: S3Config) -> None:
-        """UsageError when the extra `s3` is not installed."""
+        """UsageError when the extra `s3` is not installed, or TLS could trust nobody here."""
         try:
             import obstore
         except ImportError as exc:
@@ -63,9 +64,17 @@ class S3Carrier:
         self.promises = Promises(PIECE, is_exact=True, keeps_names=True, deletes=True)
         self._obstore = obstore
         self._who = f"The bucket {config.bucket} of the carrier {name}"
-        # While a body is sent nothing is read: that would count as silence.
-        self._sending = _store(config, SENDING_S)
-        self._reading = _store(config, ANSWER_S)
+        try:
+            # While a body is sent nothing is read: that would count as silence.
+            self._sending = _store(config, SENDING_S)
+            self._reading = _store(config, ANSWER_S)
+        except obstore.exceptions.BaseError as exc:
+            if _NO_AUTHORITIES not in str(exc):
+                raise
+            raise UsageError(
+                f"{self._who} cannot be told from an impostor: this machine has no certificates of "
+                "authorities. Install the package ca-certificates."
+            ) from exc
         self._knows_conditions = True
 
     def key_of(self, name: str) -> str | None:

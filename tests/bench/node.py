@@ -22,7 +22,7 @@ from p2pstore.home import Home
 from p2pstore.members import found
 from p2pstore.node.build import Node
 from p2pstore.node.inviting import invite, join_group
-from p2pstore.node.life import tune
+from p2pstore.node.life import run_loop, tune
 from tests.bench.measure import Phase
 
 SETTLE_S = 0.3
@@ -107,10 +107,10 @@ def main(how: str, first: str, second: str, *rest: str) -> None:
     tune()
     home = Path(second)
     if how == "fetch":
-        asyncio.run(_fetch(Path(first), home, *rest))
+        run_loop(_fetch(Path(first), home, *rest))
         return
     found(Home(home), "bench", now=time.time(), random=os.urandom(32))
-    asyncio.run(_serve(Path(first), home) if how == "serve" else _work(how, Path(first), home))
+    run_loop(_serve(Path(first), home) if how == "serve" else _work(how, Path(first), home))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from p2pstore.ids import BlockId, BundleId, PublicKey, Tag
 from p2pstore.members import found
 from p2pstore.node.build import Node
 from p2pstore.node.inviting import invite
-from p2pstore.node.life import tune
+from p2pstore.node.life import run_loop, tune
 from p2pstore.restore import Wanted
 from tests.bench.measure import Phase
 from tests.bench.node import config_of, joined, linked
@@ -100,10 +100,10 @@ def main(how: str, home: str, *rest: str) -> None:
     tune()
     if how == "serve":
         size, listed = rest
-        asyncio.run(_serve(Path(home), int(size), Path(listed)))
+        run_loop(_serve(Path(home), int(size), Path(listed)))
     else:
         link, listed = rest
-        asyncio.run(_fetch(Path(home), link, Path(listed)))
+        run_loop(_fetch(Path(home), link, Path(listed)))
 
 
 if __name__ == "__main__":

@@ -239,6 +239,13 @@ async def test_a_host_without_conditions_is_asked_first() -> None:
     assert list(stored) == ["/pieces/piece"]
 
 
+def test_without_authorities_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    with pytest.raises(UsageError, match="ca-certificates"):
+        make_carrier("cloud", s3_config("http://127.0.0.1:1"))
+
+
 def test_without_its_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(UsageError, match=r"p2pstore\[s3\]"):
