@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -161,8 +162,14 @@ def test_error_offline_closes_the_home_again(line, control, stopped):
 
 
 def test_no_home_at_all_is_exit_6(line, stopped, home):
-    home.rmdir()
+    shutil.rmtree(home)
     assert line("cat", "/v/a.f").code == 6
+
+
+def test_a_directory_in_which_no_node_lives_stays_as_it_is(line, home):
+    ran = line("cat", "/v/a.f")
+    assert (ran.code, os.listdir(home)) == (6, [])
+    assert ran.err == f"There is no node in {home}. Start one: p2pstore run\n"
 
 
 # -- one file

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_join_with_an_empty_pipe_is_exit_2(line, served):
 
 
 def test_join_works_before_the_first_run(line, control, stopped, home):
-    home.rmdir()
+    shutil.rmtree(home)
     control.answers["join"] = JOINED
     ran = line("join", LINK)
     assert ran.code == 0
@@ -165,6 +166,12 @@ def test_words_confirm_asks_a_terminal(line, stopped):
     typed = f"{stopped.WORDS[:cut]}\n{stopped.WORDS[cut:]}\n"
     assert line("words", "confirm", terminal=True, stdin=typed).code == 0
     assert stopped.confirmed == [stopped.WORDS]
+
+
+def test_words_confirm_asks_nothing_where_no_node_lives(line):
+    ran = line("words", "confirm", stdin="three words came")
+    assert ran.code == 6
+    assert "There is no node in" in ran.err
 
 
 @pytest.mark.parametrize("count", [0, 1, 23, 25])
