@@ -228,7 +228,7 @@ def peer_lines(node: Node) -> list[Json]:
                 "role": _role(members.get(node_id), link),
                 "connected": link is not None,
                 "through": _through(link),
-                "since": None,
+                "since": link.connected_at if link is not None else None,
                 "last_seen": peer.last_seen_ms / 1000 if peer and peer.last_seen_ms else None,
                 "holds_bytes": size,
                 "held_bytes": held.get(node_id, 0),

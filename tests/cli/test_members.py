@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import pytest
 
+from p2pstore.cli import show
 from p2pstore.errors import Unavailable, UsageError
 
 LINK = "p2ps://192.168.1.5:8080/abc?n=main#secret"
@@ -107,6 +109,13 @@ def test_peers(line, served):
     served.answers["peers"] = {"peers": [PEER]}
     assert line("peers").out == "nas  device  connected  holds 61.0 GB for you\n"
     assert json.loads(line("peers", "--json").out) == {"peers": [PEER]}
+
+
+def test_peers_says_since_when_each_is_connected(line, served):
+    began = 1_500_000_000
+    served.answers["peers"] = {"peers": [{**PEER, "since": began}]}
+    said = f"connected since {show.moment(began, time.time())}"
+    assert line("peers").out == f"nas  device  {said}  holds 61.0 GB for you\n"
 
 
 def test_no_peers_says_what_to_do(line, served):
