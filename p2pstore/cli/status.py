@@ -187,11 +187,12 @@ def _peer_lines(peers: Sequence[Json], now: float, width: int | None) -> list[st
 
 
 def carrier_rows(carriers: Sequence[Json], now: float) -> list[list[str]]:
-    """Name, kind, place, what lies there, since when it is known to."""
+    """Name, kind, place, what of folders lies there (files that were uploaded to it are counted
+    by nobody), since when it is known to."""
     rows = []
     for one in carriers:
         proved = f"read back {show.ago(one['proved'], now)}" if one.get("proved") else ""
-        held = f"holds {show.size(one.get('bytes', 0))}"
+        held = f"holds {show.size(one['bytes'])} of folders" if one.get("bytes") else ""
         rows.append(
             [
                 show.name(one.get("name", "")),

@@ -75,7 +75,8 @@ METHODS (arguments -> result)
                                            "expires": time|null, "once", "password": bool,
                                            "copies": on others, the least of its bundles}]}
     unshare {key}                          {"name"}
-    carriers {}                            {"carriers": [{"name", "kind", "where", "bytes",
+    carriers {}                            {"carriers": [{"name", "kind": "folder" | "s3" | "png",
+                                           "where", "bytes": of folders, uploads are not counted,
                                            "proved": time|null, "folders": [path], "trouble":
                                            sentence|"", "same_disk": as the store}]}
     add_carrier {name, config}             config: the fields of carriers/config.py, with "kind";
