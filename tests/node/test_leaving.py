@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -423,6 +424,21 @@ async def test_an_original_with_the_longest_name_is_exported(place: Place) -> No
         target = place.base / "out"
         assert (await leave(node, os.fspath(target), silent))["left"]
         assert (target / place.folder.name / name).read_bytes() == b"long"
+
+
+async def test_originals_are_exported_to_a_stick_without_hard_links(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    async with place.running() as node:
+        await place.filled(node)
+        await node.folders.pin([os.fspath(place.folder)], True, silent)
+        monkeypatch.setattr(os, "link", no_links)
+        target = place.base / "out"
+        assert (await leave(node, os.fspath(target), silent))["left"]
+        assert place.contents(target / place.folder.name) == CONTENTS
 
 
 async def test_who_has_shared_something_does_not_leave_unseen(place: Place, tmp_path: Path) -> None:
