@@ -295,7 +295,8 @@ def _entry_state(entry: dict[str, Any]) -> str:
     if entry.get("type") == "folder":
         return show.files(entry["files"]) if "files" in entry else ""
     state = str(entry.get("state", ""))
-    if entry.get("copies") is not None and state in ("placeholder", "protected", "hydrating"):
+    is_stored = entry.get("type") != "link" and state in ("placeholder", "protected", "hydrating")
+    if is_stored and entry.get("copies") is not None:
         state += f", {show.copies(entry['copies'])}"
     if entry.get("reason"):
         state += f" ({show.name(entry['reason'])})"

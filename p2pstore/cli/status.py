@@ -359,7 +359,9 @@ def file_lines(files: Sequence[Json], width: int | None = None) -> list[str]:
 
 def _file_row(one: Json) -> list[str]:
     said = str(one.get("state", "unknown"))
-    if one.get("state") in ("placeholder", "protected", "hydrating"):
+    # A link has no blocks: where it points stands in the folder's index.
+    is_stored = one.get("state") in ("placeholder", "protected", "hydrating")
+    if is_stored and one.get("type") != "link":
         said += f", {show.copies(one.get('copies') or 0)}"
         if one.get("state") == "placeholder" and not one.get("local"):
             said += ", freed here"

@@ -128,8 +128,8 @@ STATUS
                time|null, "next_run": time|null, "failures": in a row, "last_error",
                "failed_at": time|null}],
      "warnings": [{"text", "command"|null, "owner": true when somebody has to act}],
-     "files": only with paths: [{"path", "state", "reason", "size", "local", "copies",
-               "min_copies"}]}
+     "files": only with paths: [{"path", "type": "file" | "link", which has no blocks, "state",
+               "reason", "size", "local", "copies", "min_copies"}]}
     FOLDER {"path", "files", "pending", "protected", "placeholders", "skipped", "bytes",
             "stored_bytes", "paused": bool,                            fields kept for ever
             "freed_bytes", "min_copies", "carriers": [name], "missing_since": time|null,

@@ -168,6 +168,7 @@ def _file_line(
     bundles = blocks.bundles_of_file(db, row.id)
     return {
         "path": os.path.join(folder.path, os.fsdecode(row.path)),
+        "type": str(row.kind),
         "state": str(row.state),
         "reason": row.reason or folder.waiting.reason(row.path) or "",
         "size": row.file_size,

@@ -228,6 +228,12 @@ def test_ls(line, served):
     assert served.asked("ls")[:2] == [{"path": "/v"}, {"path": None}]
 
 
+def test_ls_says_nothing_of_copies_of_a_link(line, served):
+    link = {"name": "l", "type": "link", "size": 6, "state": "protected", "reason": "a link"}
+    served.answers["ls"] = {"path": "/v", "entries": [{**link, "copies": 0}]}
+    assert line("ls", "-l", "/v").out == "6 B    protected (a link)  l\n"
+
+
 # -- pause and resume
 
 

@@ -248,6 +248,10 @@ def test_needs_owner(change, needs):
             {"path": "/v/a", "state": "protected", "size": 1, "copies": 0, "reason": "open"},
             "/v/a  1 B  protected, on this device only: open",
         ),
+        (
+            {"path": "/v/a", "type": "link", "state": "protected", "size": 6, "reason": "a link"},
+            "/v/a  6 B  protected: a link",
+        ),
         ({"path": "/v/\n", "state": "unknown"}, "/v/\\n    unknown"),
     ],
 )
