@@ -68,6 +68,18 @@ async def test_what_keeps_a_folder_from_being_replaced_is_said(place: Place) -> 
     assert text in [warning["text"] for warning in said["warnings"]]
 
 
+async def test_what_was_just_pinned_is_said_to_be(place: Place) -> None:
+    in_work, replaced = (os.fspath(place.folder / name) for name in ("a.txt", "sub/b.bin"))
+    async with place.running() as node:
+        await place.filled(node)
+        await node.folders.hydrate([in_work], lambda _: None)
+        (line,) = status(node, (in_work,))["files"]
+        assert line["reason"] == "in work"
+        await node.folders.pin([in_work, replaced], True, lambda _: None)
+        lines = status(node, (in_work, replaced))["files"]
+    assert [line["reason"] for line in lines] == ["pinned", "pinned"]
+
+
 async def test_what_is_damaged_and_not_healed_is_a_warning(place: Place) -> None:
     async with place.running() as node:
         await place.filled(node)
