@@ -145,7 +145,7 @@ class Folders:
         path = self.refuse(directory, force=force)
         settings = self.settings_for(path, given)
         folder = self.rooted(path)
-        known = frozenset() if folder is None else await asyncio.to_thread(_names, folder)
+        known = None if folder is None else await asyncio.to_thread(_names, folder)
         return await asyncio.to_thread(preview, path, settings, known)
 
     def settings_for(self, path: Path, given: Mapping[str, object]) -> FolderSettings:
