@@ -131,7 +131,9 @@ class Shell:
         for one in results:
             error = one.get("error")
             if error:
-                self.fail(f"{show.path(one.get('path', ''))}: {show.name(error.get('message'))}")
+                path, told = one.get("path", ""), str(error.get("message"))
+                named = "" if told.startswith(path) else f"{show.path(path)}: "
+                self.fail(named + show.name(told))
                 codes.append(int(error.get("code", 1)))
         return gravest(codes)
 

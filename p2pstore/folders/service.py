@@ -124,6 +124,10 @@ class Folders:
         """(folder, path in it) of an absolute path; None when it lies in no watched folder."""
         return self._registry.of(path)
 
+    def need(self, path: str) -> tuple[Folder, bytes]:
+        """The same; UsageError when it lies in none."""
+        return self._registry.need(path)
+
     # -- adding and removing ----------------------------------------------------------------------
 
     def refuse(self, directory: str, *, force: bool) -> Path:

@@ -26,7 +26,8 @@ PROGRESS
 
 RESULTS OF MANY (hydrate, dehydrate, free_up, pin, unpin, evict)
     {"results": [{"path", "to"?: new path, "bytes"?: n} or {"path", "error": {"code", "message"}}],
-     "replaced_bytes"?, "freed_bytes"?, "waiting"?: [{"reason", "bytes", "files"}],
+     "replaced_files"?, "replaced_bytes"?, "freed_bytes"?: by this call,
+     "waiting"?: [{"reason", "bytes", "files"}],
      "leftover_bytes"?: of what no present file needs; it was not asked for, and goes by itself}
     All paths are tried. `waiting` is what did not come free though it was asked for (`free_up`,
     `evict`); empty or absent means that all did. hydrate, pin: `bytes` brought back.

@@ -61,6 +61,42 @@ def test_free_up_that_is_done(line, served):
     assert (ran.code, ran.out) == (0, "812 MB replaced; 812 MB freed\n")
 
 
+ELSEWHERE = {"path": "/x", "error": {"code": 2, "message": "/x lies in no watched folder."}}
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "out"),
+    [
+        ("free-up", {"freed_bytes": 5_000}, "5.0 kB freed\n"),
+        ("free-up", {"replaced_files": 1, "replaced_bytes": 0}, "0 B replaced; 0 B freed\n"),
+        ("free-up", {"freed_bytes": 0}, "Nothing was left to replace or to free.\n"),
+        ("evict", {"freed_bytes": 0}, "Nothing was left to free.\n"),
+    ],
+)
+def test_what_was_done_before_is_not_told_again(line, served, command, answer, out):
+    served.answers[command.replace("-", "_")] = {"results": [], **answer}
+    ran = line(command, "/v")
+    assert (ran.code, ran.out, ran.err) == (0, out, "")
+
+
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        ([], "Nothing was left to replace.\n"),
+        ([ELSEWHERE], "/x lies in no watched folder.\nNothing was replaced.\n"),
+    ],
+)
+def test_dehydrate_that_replaced_nothing(line, served, results, told):
+    served.answers["dehydrate"] = {"results": results, "replaced_bytes": 0}
+    assert line("dehydrate", "/v").err == told
+
+
+def test_nothing_is_said_to_be_done_where_nothing_could_be(line, served):
+    served.answers["evict"] = {"results": [ELSEWHERE]}
+    ran = line("evict", "/x")
+    assert (ran.code, ran.out) == (2, "Nothing was freed.\n")
+
+
 def test_free_up_that_waits_is_exit_5_with_the_reason(line, served):
     served.answers["free_up"] = {
         "replaced_bytes": 812_000_000,
