@@ -99,12 +99,12 @@ def _keys(facts: Facts) -> list[str]:
     if not facts.has_meta or not facts.meta_copies:
         reasons.append("its list of blocks is not stored yet")
     elif min(facts.meta_copies) < facts.min_copies:
-        reasons.append(
-            f"its list of blocks is on {min(facts.meta_copies)} of {facts.min_copies} other nodes"
-        )
+        others = plural(facts.min_copies, "other node")
+        reasons.append(f"its list of blocks is on {min(facts.meta_copies)} of {others}")
     acks = counted_holders(facts.head_acks)
     if acks < facts.min_copies:
-        reasons.append(f"{acks} of {facts.min_copies} holders have the newest folder index")
+        have = plural(facts.min_copies, "holder has", "holders have")
+        reasons.append(f"{acks} of {have} the newest folder index")
     return reasons
 
 
@@ -124,7 +124,8 @@ def _under_lock(facts: Facts, monotonic: float, fresh_proof_s: float) -> list[st
     good = [c.holder for c in facts.confirmations if is_confirmed(c, monotonic, fresh_proof_s)]
     confirmed = counted_holders(good)
     if confirmed < facts.min_copies:
-        return [f"{confirmed} of {facts.min_copies} holders proved their copy just now"]
+        proved = plural(facts.min_copies, "holder proved its copy", "holders proved their copy")
+        return [f"{confirmed} of {proved} just now"]
     return []
 
 
