@@ -63,13 +63,17 @@ def why_not(
     under_lock: bool = True,
     fresh_proof_s: float = FRESH_PROOF_S,
 ) -> list[str]:
-    """What is missing before the local copy may go, in short words for people."""
-    reasons = [*_of_itself(facts), *_keys(facts)]
+    """What is missing before the local copy may go, in short words for people. The first is what
+    many are told alone: what they can do something about stands before what goes by itself."""
+    reasons = _of_itself(facts)
+    if not (facts.words_confirmed or facts.second_device):
+        reasons.append("recovery words not confirmed: p2pstore words confirm")
     held = counted(facts.copies, now)
     if held < facts.min_copies:
         reasons.append(f"needs {_copies(facts.min_copies)} on other nodes, has {held}")
     elif facts.for_room and held < facts.target:
         reasons.append(f"waits for {_copies(facts.target)} on other nodes, has {held}")
+    reasons += _keys(facts)
     if under_lock:
         reasons += _under_lock(facts, monotonic, fresh_proof_s)
     return reasons
@@ -94,8 +98,6 @@ def _of_itself(facts: Facts) -> list[str]:
 def _keys(facts: Facts) -> list[str]:
     """Without its keys a block is noise: they must be as safe as the block."""
     reasons = []
-    if not (facts.words_confirmed or facts.second_device):
-        reasons.append("recovery words not confirmed: p2pstore words confirm")
     if not facts.has_meta or not facts.meta_copies:
         reasons.append("its list of blocks is not stored yet")
     elif min(facts.meta_copies) < facts.min_copies:
