@@ -199,8 +199,8 @@ class Folders:
         hydrated = 0
         if placeholders and how is None:
             raise UsageError(
-                f"{directory} has {plural(placeholders, 'placeholder')}. Choose: --hydrate brings "
-                "the files back first, --leave-placeholders leaves them as they are."
+                f"{directory} has {plural(placeholders, 'placeholder')}. Choose how: "
+                "hydrate brings the files back first, leave lets them lie."
             )
         if how == "hydrate":
             brought = await self.hydrate([os.fspath(folder.path)], progress)
