@@ -14,6 +14,7 @@
     catalog.sqlite, bundles/, held/, leaving, peers.json, dht.state, announced belong to other
                         modules
     DO-NOT-DELETE.txt   says why
+    MAY-BE-DELETED.txt  there instead when a leave has ended
 
 Every file is replaced whole (durable.py). A HOME that once had an identity never gets a new one:
 `create` refuses when anything of the above is there. This module knows no clock and draws no dice.
@@ -49,6 +50,10 @@ and pieces that this computer keeps for others. Deleting it can destroy files fo
 To stop using p2pstore and get every file back:   p2pstore leave
 """
 
+MAY_BE_DELETED = """This computer has left: every file is back, or where `p2pstore leave` was told.
+
+Nothing in this directory is needed any more; it may be deleted.
+"""
 
 RECOVERING = "being recovered"
 """Why a folder is paused whose placeholders are still to be laid out (WatchedFolder.paused)."""
@@ -97,6 +102,19 @@ class Home:
             replace_file(self.path / "admin.key", bytes(admin))
         self.write_incarnation(1)
         self.write_state(state)
+
+    def mark_left(self) -> None:
+        """What lives here has left: from now on everything of it may be deleted."""
+        replace_file(self.path / "MAY-BE-DELETED.txt", MAY_BE_DELETED.encode(), mode=0o644)
+        (self.path / "DO-NOT-DELETE.txt").unlink(missing_ok=True)
+
+    def refuse_when_left(self) -> None:
+        """UsageError: whoever begins anew is to be somebody else than the one who left."""
+        if (self.path / "MAY-BE-DELETED.txt").exists():
+            raise UsageError(
+                f"This node has left, and nothing in {self.path} is needed any more. To begin "
+                "anew, delete that directory, or name another: p2pstore --home DIR run"
+            )
 
     def holds(self, path: str) -> bool:
         """Whether that path lies in here, by whatever links it is named."""

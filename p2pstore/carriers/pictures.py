@@ -15,6 +15,7 @@ at a program of this machine. The host of the upload itself may stand anywhere.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -178,8 +179,23 @@ class PictureHost:
         except (Unavailable, UsageError, IntegrityError) as exc:
             raise type(exc)(f"{self._who}: {exc}.") from exc
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            what = "it is silent" if isinstance(exc, TimeoutError) else str(exc) or repr(exc)
-            raise Unavailable(f"{self._who} cannot be reached: {what}.") from exc
+            raise Unavailable(f"{self._who} cannot be reached: {_reason(exc)}.") from exc
+
+
+def _reason(exc: Exception) -> str:
+    """For people: what a library says of a connection shows its inside."""
+    match exc:
+        case TimeoutError():
+            return "it is silent"
+        case aiohttp.ClientConnectorCertificateError():
+            return "its certificate cannot be trusted"
+        case aiohttp.ClientSSLError():
+            return "it does not speak TLS, as https wants"
+        case aiohttp.ClientConnectorDNSError(strerror=str(why)):
+            return why
+        case OSError(errno=int(number)) if number:
+            return os.strerror(number)
+    return str(exc) or repr(exc)
 
 
 class _Resolver(AbstractResolver):

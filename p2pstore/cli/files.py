@@ -67,8 +67,16 @@ def dehydrate(shell: Shell, paths: tuple[str, ...]) -> int:
     for one in _succeeded(done):
         if one.get("to"):
             shell.result(show.name(one["to"]))
-    shell.say(f"{show.size(done.get('replaced_bytes', 0))} replaced")
+    shell.say(
+        _replaced(done) or ("Nothing was replaced." if code else "Nothing was left to replace.")
+    )
     return code
+
+
+def _replaced(done: Mapping[str, Any]) -> str:
+    """What this call replaced; empty when that is nothing."""
+    size = done.get("replaced_bytes", 0)
+    return f"{show.size(size)} replaced" if size or done.get("replaced_files") else ""
 
 
 @click.command("free-up", epilog=example("p2pstore free-up ~/Vault"))
@@ -82,27 +90,30 @@ def free_up(shell: Shell, paths: tuple[str, ...]) -> int:
     goes_on = "The node goes on freeing room; to undo it: p2pstore hydrate PATH"
     done = _many(shell, "free_up", paths, goes_on)
     code = shell.failures(done.get("results", []))
-    return gravest([code, _tell_freed(shell, done, replaced=True)])
+    return _tell_freed(shell, done, code, nothing="Nothing was left to replace or to free.")
 
 
-def _tell_freed(shell: Shell, done: Mapping[str, Any], *, replaced: bool) -> int:
-    freed, waiting = show.size(done.get("freed_bytes", 0)), done.get("waiting") or []
+def _tell_freed(shell: Shell, done: Mapping[str, Any], code: int, *, nothing: str) -> int:
+    """Say what this call did, and what waits; `code` is that of what failed."""
+    replaced, freed = _replaced(done), done.get("freed_bytes", 0)
+    waiting = done.get("waiting") or []
     if left := done.get("leftover_bytes"):
         shell.say(f"{show.size(left)} that no file needs any more go by themselves, in time.")
-    first = f"{show.size(done.get('replaced_bytes', 0))} replaced; " if replaced else ""
+    said = f"{replaced}; {show.size(freed)} freed" if replaced else f"{show.size(freed)} freed"
     if not waiting:
-        shell.result(f"{first}{freed} freed")
-        return 0
+        nothing = "Nothing was freed." if code else nothing
+        shell.result(said if replaced or freed else nothing)
+        return code
     if len(waiting) == 1:
-        shell.result(f"{first}{freed} freed yet: {show.name(waiting[0]['reason'])}")
-        return NOT_FREED
-    shell.result(f"{first}{freed} freed yet; the rest stays:")
+        shell.result(f"{said} yet: {show.name(waiting[0]['reason'])}")
+        return gravest([code, NOT_FREED])
+    shell.result(f"{said} yet; the rest stays:")
     rows = [
         [f"  {show.size(one.get('bytes', 0))}", show.name(one.get("reason", ""))] for one in waiting
     ]
     for line in show.table(rows, right=frozenset({0})):
         shell.result(line)
-    return NOT_FREED
+    return gravest([code, NOT_FREED])
 
 
 @click.command(epilog=example("p2pstore pin ~/Vault/current-project"))
@@ -138,7 +149,7 @@ def evict(shell: Shell, paths: tuple[str, ...], why: bool) -> int:
         return _tell_why(shell, shell.node().call("evict_why", paths=list(paths)))
     done = _many(shell, "evict", paths, "The node finishes what it began; p2pstore status")
     code = shell.failures(done.get("results", []))
-    return gravest([code, _tell_freed(shell, done, replaced=False)])
+    return _tell_freed(shell, done, code, nothing="Nothing was left to free.")
 
 
 def _tell_why(shell: Shell, answer: Mapping[str, Any]) -> int:

@@ -106,8 +106,11 @@ def preview_lines(preview: dict[str, Any]) -> list[str]:
     path = show.path(preview.get("path", ""))
     files, size = preview.get("files", 0), preview.get("bytes", 0)
     lines = [f"{path}: {show.files(files)}, {show.size(size)}"]
-    if preview.get("watched"):
-        lines[0] += f" (watched already, beside {preview.get('placeholders', 0):,} .f)"
+    known = ["watched already"] if preview.get("watched") else []
+    if preview.get("placeholders"):
+        known.append(f"beside {preview['placeholders']:,} .f")
+    if known:
+        lines[0] += f" ({', '.join(known)})"
     rows = []
     for key, words in (
         ("replace", "become .f"),
@@ -295,7 +298,8 @@ def _entry_state(entry: dict[str, Any]) -> str:
     if entry.get("type") == "folder":
         return show.files(entry["files"]) if "files" in entry else ""
     state = str(entry.get("state", ""))
-    if entry.get("copies") is not None and state in ("placeholder", "protected", "hydrating"):
+    is_stored = entry.get("type") != "link" and state in ("placeholder", "protected", "hydrating")
+    if is_stored and entry.get("copies") is not None:
         state += f", {show.copies(entry['copies'])}"
     if entry.get("reason"):
         state += f" ({show.name(entry['reason'])})"

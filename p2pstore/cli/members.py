@@ -15,7 +15,7 @@ from p2pstore.cli.client import Node
 from p2pstore.cli.params import PATH, SIZE
 from p2pstore.cli.qr import show_qr
 from p2pstore.cli.shell import INTERRUPTED, Shell, example, pass_shell, secret
-from p2pstore.cli.status import is_holder, peer_lines
+from p2pstore.cli.status import is_holder, peer_rows
 from p2pstore.errors import P2PStoreError, UsageError
 
 NOT_NOW = 5
@@ -122,8 +122,8 @@ def peers(shell: Shell, as_json: bool) -> int:
         shell.json(said)
         return 0
     known, now = said.get("peers", []), time.time()
-    for line in peer_lines(known, now):
-        shell.result(line[7:])
+    for line in show.table(peer_rows(known, now, since=True)):
+        shell.result(line)
     if not any(is_holder(peer) for peer in known):
         shell.result("No other node holds copies for you yet: p2pstore invite")
     return 0

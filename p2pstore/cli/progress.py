@@ -131,12 +131,14 @@ def describe(news: dict[str, Any], rate: Rate, now: float) -> str:
     stage = str(news.get("stage", "work"))
     words = [_STAGES.get(stage, show.name(stage).capitalize())]
     done, total = news.get("files"), news.get("files_total")
-    if done is not None:
-        words.append(f"{done:,} of {show.files(total)}" if total else show.files(done))
+    if done and total:
+        words.append(f"{done:,} of {show.files(total)}")
+    elif done is not None and (done or total):
+        words.append(show.files(total or done))  # nothing of it is done yet, or who knows how many
     if news.get("note"):
         words.append(show.name(news["note"]))
     count, count_total = news.get("bytes"), news.get("bytes_total")
-    if count is not None:
+    if count is not None and (count or count_total):
         words.append(show.size_of(count, count_total) if count_total else show.size(count))
         speed = rate.at(now, count)
         if speed > 0:

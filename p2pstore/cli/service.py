@@ -31,6 +31,7 @@ from p2pstore.home import Home
 from p2pstore.sandbox import as_root, program
 
 SYSTEM_UNITS = Path("/etc/systemd/system")
+BOOTED = Path("/run/systemd/system")  # there where systemd runs the system: sd_booted(3)
 SYSTEMCTL_TIMEOUT_S = (
     90  # longer than TimeoutStopSec of the units: a restart waits for the old node
 )
@@ -93,10 +94,7 @@ class Unit:
                 check=False,
             )
         except FileNotFoundError as exc:
-            raise UsageError(
-                "There is no systemctl: this system is not run by systemd. Start the node by"
-                " whatever starts programs here: p2pstore run"
-            ) from exc
+            raise _no_systemd() from exc
         except subprocess.TimeoutExpired as exc:
             raise Unavailable(
                 f"systemctl {' '.join(words)} did not come back; see: {self.journal}"
@@ -305,18 +303,26 @@ def _must_be_root(target: Unit, words: str) -> None:
 
 def _check_manager(target: Unit) -> None:
     """Fail before anything is written when there is no service manager to talk to."""
+    if not BOOTED.is_dir():
+        raise _no_systemd()
     done = target.systemctl("show-environment")
     if done.returncode == 0:
         return
     if target.system:
         raise Unavailable(
-            f"systemd does not answer ({_first_line(done.stderr)}): is it what started this system?"
-            " Without it: p2pstore run"
+            f"systemd does not answer ({_first_line(done.stderr)}). Without it: p2pstore run"
         )
     raise Unavailable(
         f"You have no service manager of your own here ({_first_line(done.stderr)}). Log in as"
         f" {getpass.getuser()} directly, not by su or sudo, or use the system's:"
-        f" {as_root()} service install --system"
+        f" {as_root()} service install --system, or none: p2pstore run"
+    )
+
+
+def _no_systemd() -> UsageError:
+    return UsageError(
+        "This system is not run by systemd. Start the node by whatever starts programs here:"
+        " p2pstore run"
     )
 
 

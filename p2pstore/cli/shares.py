@@ -11,8 +11,10 @@ import click
 from p2pstore.cli import show
 from p2pstore.cli.params import DESTINATION, DURATION, PATH
 from p2pstore.cli.qr import show_qr
-from p2pstore.cli.shell import Shell, example, pass_shell, secret
-from p2pstore.errors import UsageError
+from p2pstore.cli.shell import Shell, example, gravest, pass_shell, secret
+from p2pstore.errors import P2PStoreError, UsageError
+
+SHOWN = 12  # letters of a key: enough to tell it from others, and the whole of it is a secret
 
 
 def ask_password(wanted: bool, *, new: bool = False) -> str:
@@ -165,14 +167,20 @@ def shares(shell: Shell, as_json: bool) -> int:
 
 
 @click.command(epilog=example("p2pstore unshare p2p:aeaa..."))
-@click.argument("key")
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 @pass_shell
-def unshare(shell: Shell, key: str) -> int:
+def unshare(shell: Shell, keys: tuple[str, ...]) -> int:
     """Take back what was uploaded: its KEY gives nothing any more (- reads it from a pipe).
 
     Nodes that cannot be reached now let it go when they are back. What somebody has downloaded
     stays with him.
     """
-    done = shell.node().call("unshare", key=secret(key))
-    shell.result(f"{show.name(done.get('name', ''))} is not shared any more.")
-    return 0
+    node, codes = shell.node(), [0]
+    for key in [secret(key) for key in keys]:
+        try:
+            done = node.call("unshare", key=key)
+            shell.result(f"{show.name(done.get('name', ''))} is not shared any more.")
+        except P2PStoreError as exc:
+            shell.fail(f"{show.name(key[:SHOWN])}...: {exc}")
+            codes.append(exc.exit_code)
+    return gravest(codes)

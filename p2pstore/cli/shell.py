@@ -68,6 +68,16 @@ class Shell:
             raise not_running()
         return node
 
+    def need_home(self) -> None:
+        """NotRunning when no node ever lived in HOME: nothing is to be made there by a look."""
+        from p2pstore.home import Home
+
+        home = Home(self.home)
+        if not home.exists and not home.was_used:
+            raise errors.NotRunning(
+                f"There is no node in {show.path(self.home)}. Start one: p2pstore run"
+            )
+
     @contextlib.contextmanager
     def any_node(self, *, may_be_new: bool = False) -> Iterator[client.Node]:
         """Yield the running node, or the stopped one worked on in this process."""
@@ -75,8 +85,8 @@ class Shell:
         if node is not None:
             yield node
             return
-        if not may_be_new and not self.home.is_dir():
-            raise no_node(self.home)
+        if not may_be_new:
+            self.need_home()
         with client.StoppedNode(self.home) as stopped:
             yield stopped
 
@@ -121,16 +131,14 @@ class Shell:
         for one in results:
             error = one.get("error")
             if error:
-                self.fail(f"{show.path(one.get('path', ''))}: {show.name(error.get('message'))}")
+                path, told = one.get("path", ""), str(error.get("message"))
+                named = "" if told.startswith(path) else f"{show.path(path)}: "
+                self.fail(named + show.name(told))
                 codes.append(int(error.get("code", 1)))
         return gravest(codes)
 
 
 pass_shell = click.make_pass_decorator(Shell)
-
-
-def no_node(home: Path) -> errors.NotRunning:
-    return errors.NotRunning(f"There is no node in {show.path(home)}. Start one: p2pstore run")
 
 
 def secret(text: str) -> str:

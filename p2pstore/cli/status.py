@@ -57,7 +57,7 @@ def status_lines(
     lines += folder_lines(folders, now, width)
     if not folders:
         lines.append("No folder yet. Give it one: p2pstore add-folder DIR")
-    lines += peer_lines(peers, now, width)
+    lines += _peer_lines(peers, now, width)
     lines += _carrier_lines(said.get("carriers") or [], now, width)
     lines += _room_lines(said.get("space") or {}, now, width)
     if upkeep:
@@ -176,18 +176,23 @@ def _part(words: str, part: Json, note: str) -> list[str]:
     return [f"  {words}", _counted(part["files"]), size, show.name(said)]
 
 
-def peer_lines(peers: Sequence[Json], now: float, width: int | None = None) -> list[str]:
+def peer_rows(peers: Sequence[Json], now: float, *, since: bool = False) -> list[list[str]]:
+    """Name, role, link (and `since` when), what each holds for us, when it proved it."""
+    return [_peer_row(peer, now, since=since) for peer in peers]
+
+
+def _peer_lines(peers: Sequence[Json], now: float, width: int | None) -> list[str]:
     inner = None if width is None else width - len(PEERS)
-    lines = show.table([_peer_row(peer, now) for peer in peers], width=inner)
-    return _labelled(PEERS, lines)
+    return _labelled(PEERS, show.table(peer_rows(peers, now), width=inner))
 
 
 def carrier_rows(carriers: Sequence[Json], now: float) -> list[list[str]]:
-    """Name, kind, place, what lies there, since when it is known to."""
+    """Name, kind, place, what of folders lies there (files that were uploaded to it are counted
+    by nobody), since when it is known to."""
     rows = []
     for one in carriers:
         proved = f"read back {show.ago(one['proved'], now)}" if one.get("proved") else ""
-        held = f"holds {show.size(one.get('bytes', 0))}"
+        held = f"holds {show.size(one['bytes'])} of folders" if one.get("bytes") else ""
         rows.append(
             [
                 show.name(one.get("name", "")),
@@ -210,7 +215,7 @@ def _labelled(label: str, lines: Sequence[str]) -> list[str]:
     return [(" " * len(label) if number else label) + line for number, line in enumerate(lines)]
 
 
-def _peer_row(peer: Json, now: float) -> list[str]:
+def _peer_row(peer: Json, now: float, *, since: bool) -> list[str]:
     if peer.get("held_bytes") and peer.get("offer_bytes"):
         held = f"you hold {show.size_of(peer['held_bytes'], peer['offer_bytes'])} for it"
     elif peer.get("held_bytes"):
@@ -218,10 +223,11 @@ def _peer_row(peer: Json, now: float) -> list[str]:
     else:
         held = ""
     proved = f"proved {show.ago(peer['proved'], now)}" if peer.get("proved") else ""
+    began = peer.get("since")
     return [
         peer_name(peer),
         show.name(peer.get("role", "")),
-        _link(peer, now),
+        _link(peer, now) + (f" since {show.moment(began, now)}" if since and began else ""),
         _held_for_you(peer),
         ", ".join(part for part in (proved, held) if part),
     ]
@@ -353,7 +359,9 @@ def file_lines(files: Sequence[Json], width: int | None = None) -> list[str]:
 
 def _file_row(one: Json) -> list[str]:
     said = str(one.get("state", "unknown"))
-    if one.get("state") in ("placeholder", "protected", "hydrating"):
+    # A link has no blocks: where it points stands in the folder's index.
+    is_stored = one.get("state") in ("placeholder", "protected", "hydrating")
+    if is_stored and one.get("type") != "link":
         said += f", {show.copies(one.get('copies') or 0)}"
         if one.get("state") == "placeholder" and not one.get("local"):
             said += ", freed here"

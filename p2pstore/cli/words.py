@@ -6,9 +6,8 @@ import sys
 
 import click
 
-from p2pstore.cli.shell import Shell, example, no_node, pass_shell
+from p2pstore.cli.shell import Shell, example, pass_shell
 from p2pstore.errors import UsageError
-from p2pstore.home import Home
 from p2pstore.keys import WORD_COUNT
 
 
@@ -27,8 +26,7 @@ def words_show(shell: Shell) -> int:
     try:
         text = (shell.home / "words.txt").read_text(encoding="utf-8")
     except FileNotFoundError:
-        if not Home(shell.home).exists:
-            raise no_node(shell.home) from None
+        shell.need_home()
         raise UsageError(
             "This HOME has no words any more: they were confirmed, and only your note has them."
         ) from None
@@ -47,6 +45,9 @@ def _words_in(text: str) -> list[str]:
 @pass_shell
 def words_confirm(shell: Shell, given: str | None) -> int:
     """Type all 24 words; when they are right HOME forgets them. `-` reads standard input."""
+    node = shell.running()
+    if node is None:
+        shell.need_home()
     if given == "-" or (given is None and not sys.stdin.isatty()):
         said = " ".join(sys.stdin.read().split())
     elif given is not None:
@@ -56,7 +57,6 @@ def words_confirm(shell: Shell, given: str | None) -> int:
     said = said.lower()
     if len(said.split()) != WORD_COUNT:
         raise UsageError(f"{len(said.split())} words came, {WORD_COUNT} are needed.")
-    node = shell.running()
     if node is not None:
         node.call("words_confirm", words=said)
     else:

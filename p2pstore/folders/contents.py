@@ -18,6 +18,7 @@ from p2pstore.errors import Unavailable, UsageError
 from p2pstore.folders.bringing import Bringing, Brought, Placeholder
 from p2pstore.folders.emptying import clean_up
 from p2pstore.folders.folder import Folder
+from p2pstore.folders.judging import IN_WORK
 from p2pstore.folders.parts import Parts
 from p2pstore.folders.reconcile import disk_name
 from p2pstore.folders.registry import Registry
@@ -126,14 +127,13 @@ class Contents:
     # -- pin and undelete -------------------------------------------------------------------------
 
     async def pin(self, paths: Sequence[str], pinned: bool, progress: Progress) -> list[Brought]:
-        brought = await self.hydrate(paths, progress) if pinned else []
-        for path in paths:
-            folder, relative = self._registry.need(path)
+        """Pinned before they are brought back, so that nothing else is ever said of them."""
+        for folder, relative in [self._registry.need(path) for path in paths]:
             states = (State.PROTECTED, State.PLACEHOLDER)
             rows = await folder.in_thread(folder.rows_below, relative, states)
             await self._parts.catalog.awrite(partial(_set_pinned, [row.id for row in rows], pinned))
             folder.ask_rescan("pins changed", judge_anew=True)
-        return brought
+        return await self.hydrate(paths, progress) if pinned else []
 
     async def undelete(self, path: str) -> str:
         """The placeholder of a deleted path, or of everything deleted below it, comes back."""
@@ -202,6 +202,8 @@ async def _settled(asked: Collection[Folder], progress: Progress) -> None:
 
 def _set_pinned(ids: Sequence[int], pinned: bool, db: sqlite3.Connection) -> None:
     files.set_pinned(db, ids, pinned)
+    if pinned:
+        files.change_reason(db, ids, IN_WORK, "pinned")
 
 
 def _deleted(folder: int, path: bytes, db: sqlite3.Connection) -> list[files.HistoryRow]:

@@ -1,4 +1,8 @@
-"""PREVIEW: what adding a folder, or other settings, would do; nothing is read or touched."""
+"""PREVIEW: what adding a folder, or other settings, would do; nothing is touched.
+
+Nothing is read but the first bytes of `.f` files, in a folder that is not watched yet: in a watched
+one somebody would seem to open them, and the catalog knows them anyway.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2pstore.config import FolderSettings
+from p2pstore.content import looks_like_manifest
 from p2pstore.filesystems import is_remote
 from p2pstore.folders.judging import treat
+from p2pstore.placement import SUFFIX, read_placeholder
 from p2pstore.policy import Treatment, marks_repository
 from p2pstore.watch import Seen, Unread, scan
+
+OPENING = 64  # bytes that tell a manifest
 
 
 @dataclass(slots=True)
@@ -33,10 +41,8 @@ class Preview:
         counts[1] += size
 
 
-def preview(
-    path: Path, settings: FolderSettings, placeholders: Container[bytes] = frozenset()
-) -> Preview:
-    """Scan and classify. `placeholders`: the names of those that the catalog has here."""
+def preview(path: Path, settings: FolderSettings, known: Container[bytes] | None = None) -> Preview:
+    """Scan and classify. `known`: the names of the placeholders of a folder that is watched."""
     found = Preview()
     entries: list[Seen] = []
     repositories: set[bytes] = set()
@@ -54,7 +60,7 @@ def preview(
             entries.append(seen)
     remote = is_remote(path)
     for seen in entries:
-        if seen.path in placeholders:
+        if _is_placeholder(path, seen) if known is None else seen.path in known:
             found.placeholders += 1
             continue
         treatment, reason = treat(seen, settings, repositories, siblings)
@@ -62,3 +68,15 @@ def preview(
             treatment, reason = Treatment.PROTECT_ONLY, remote
         found.add(treatment, reason, seen.size)
     return found
+
+
+def _is_placeholder(folder: Path, seen: Seen) -> bool:
+    if not stat_module.S_ISREG(seen.mode) or not seen.path.endswith(SUFFIX):
+        return False
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return looks_like_manifest(read_placeholder(directory, seen.path, OPENING))
+    except OSError:
+        return False  # gone, or unreadable: looking at it will tell
+    finally:
+        os.close(directory)

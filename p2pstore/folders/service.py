@@ -124,6 +124,10 @@ class Folders:
         """(folder, path in it) of an absolute path; None when it lies in no watched folder."""
         return self._registry.of(path)
 
+    def need(self, path: str) -> tuple[Folder, bytes]:
+        """The same; UsageError when it lies in none."""
+        return self._registry.need(path)
+
     # -- adding and removing ----------------------------------------------------------------------
 
     def refuse(self, directory: str, *, force: bool) -> Path:
@@ -145,7 +149,7 @@ class Folders:
         path = self.refuse(directory, force=force)
         settings = self.settings_for(path, given)
         folder = self.rooted(path)
-        known = frozenset() if folder is None else await asyncio.to_thread(_names, folder)
+        known = None if folder is None else await asyncio.to_thread(_names, folder)
         return await asyncio.to_thread(preview, path, settings, known)
 
     def settings_for(self, path: Path, given: Mapping[str, object]) -> FolderSettings:
@@ -195,8 +199,8 @@ class Folders:
         hydrated = 0
         if placeholders and how is None:
             raise UsageError(
-                f"{directory} has {plural(placeholders, 'placeholder')}. Choose: --hydrate brings "
-                "the files back first, --leave-placeholders leaves them as they are."
+                f"{directory} has {plural(placeholders, 'placeholder')}. Choose how: "
+                "hydrate brings the files back first, leave lets them lie."
             )
         if how == "hydrate":
             brought = await self.hydrate([os.fspath(folder.path)], progress)

@@ -26,7 +26,8 @@ PROGRESS
 
 RESULTS OF MANY (hydrate, dehydrate, free_up, pin, unpin, evict)
     {"results": [{"path", "to"?: new path, "bytes"?: n} or {"path", "error": {"code", "message"}}],
-     "replaced_bytes"?, "freed_bytes"?, "waiting"?: [{"reason", "bytes", "files"}],
+     "replaced_files"?, "replaced_bytes"?, "freed_bytes"?: by this call,
+     "waiting"?: [{"reason", "bytes", "files"}],
      "leftover_bytes"?: of what no present file needs; it was not asked for, and goes by itself}
     All paths are tried. `waiting` is what did not come free though it was asked for (`free_up`,
     `evict`); empty or absent means that all did. hydrate, pin: `bytes` brought back.
@@ -75,7 +76,8 @@ METHODS (arguments -> result)
                                            "expires": time|null, "once", "password": bool,
                                            "copies": on others, the least of its bundles}]}
     unshare {key}                          {"name"}
-    carriers {}                            {"carriers": [{"name", "kind", "where", "bytes",
+    carriers {}                            {"carriers": [{"name", "kind": "folder" | "s3" | "png",
+                                           "where", "bytes": of folders, uploads are not counted,
                                            "proved": time|null, "folders": [path], "trouble":
                                            sentence|"", "same_disk": as the store}]}
     add_carrier {name, config}             config: the fields of carriers/config.py, with "kind";
@@ -127,8 +129,8 @@ STATUS
                time|null, "next_run": time|null, "failures": in a row, "last_error",
                "failed_at": time|null}],
      "warnings": [{"text", "command"|null, "owner": true when somebody has to act}],
-     "files": only with paths: [{"path", "state", "reason", "size", "local", "copies",
-               "min_copies"}]}
+     "files": only with paths: [{"path", "type": "file" | "link", which has no blocks, "state",
+               "reason", "size", "local", "copies", "min_copies"}]}
     FOLDER {"path", "files", "pending", "protected", "placeholders", "skipped", "bytes",
             "stored_bytes", "paused": bool,                            fields kept for ever
             "freed_bytes", "min_copies", "carriers": [name], "missing_since": time|null,

@@ -17,7 +17,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
 from blake3 import blake3
 
 from p2pstore.carriers import (
@@ -62,7 +61,14 @@ class Place(NamedTuple):
 
     @property
     def kind(self) -> str:
-        return str(msgspec.to_builtins(self.config)["kind"])
+        """As its owner types it."""
+        match self.config:
+            case FolderConfig():
+                return "folder"
+            case S3Config():
+                return "s3"
+            case PictureHostConfig() | PictureFolderConfig():
+                return "png"
 
     @property
     def where(self) -> str:

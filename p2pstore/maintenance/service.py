@@ -497,16 +497,16 @@ class Maintenance:
         counted = self.counted()
         return {number: counted.get(number, 0) for number in ids}
 
-    def bytes_below(self, paths: Sequence[str]) -> int:
-        """Content bytes of the placeholders at or below these paths."""
+    def placeholders_below(self, paths: Sequence[str]) -> set[tuple[int, bytes, int]]:
+        """(row, content's hash, its size) of the placeholders at or below these paths."""
 
-        def look(db: sqlite3.Connection) -> int:
-            return sum(
-                row.file_size
+        def look(db: sqlite3.Connection) -> set[tuple[int, bytes, int]]:
+            return {
+                (row.id, row.hash, row.file_size)
                 for path in paths
                 for row in _files_below(db, path)
                 if row.state == State.PLACEHOLDER
-            )
+            }
 
         return self._catalog.view(look)
 

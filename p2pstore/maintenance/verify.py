@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
-from p2pstore.content import Unsealer, block_id_of, dedup_key
+from p2pstore.content import BundleIndex, LiveMap, Unsealer, block_id_of, dedup_key
 from p2pstore.errors import IntegrityError, P2PStoreError, Unavailable
 from p2pstore.ids import BundleId, short
 from p2pstore.store import BundleMissing, BundleStore, Catalog, HeldStore
@@ -38,6 +38,8 @@ class Problem(NamedTuple):
 
 
 class Looked(NamedTuple):
+    """What a bundle has alive: as much whether it was read or only its list."""
+
     blocks: int
     bytes: int
     problems: tuple[Problem, ...] = ()
@@ -71,7 +73,7 @@ class Verifier:
             index = self._store.index(bundle_id)
             live = self._store.live_map(bundle_id)
             if not read:
-                return Looked(len(index.blocks), self._store.size(bundle_id))
+                return _listed(index, live)
             self._store.drop_cache(bundle_id)
             looked = self._read(bundle_id, live.indices())
             heads = self._store.wrong_heads(bundle_id, live.indices())
@@ -121,7 +123,7 @@ class Verifier:
         try:
             index = self._held.index(bundle_id)
             if not read:
-                return Looked(len(index.blocks), sum(e.length for e in index.blocks.entries))
+                return _listed(index, self._held.live_map(bundle_id))
             seen = size = 0
             for block in self._held.iter_live(bundle_id):  # compares each with its id
                 seen += 1
@@ -136,6 +138,11 @@ class Verifier:
         except (IntegrityError, Unavailable) as exc:
             text = f"{exc} It is kept for another device."
             return Looked(0, 0, (Problem(text, DAMAGED, ITS_OWNER),))
+
+
+def _listed(index: BundleIndex, live: LiveMap) -> Looked:
+    alive = live.indices()
+    return Looked(len(alive), sum(index.blocks.entries[i].length for i in alive))
 
 
 def _heads(bundle_id: BundleId, wrong: int) -> str:

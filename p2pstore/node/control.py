@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -257,14 +258,19 @@ class NodeControl:
         return await self._each(args["paths"], one, progress)
 
     async def do_dehydrate(self, args: Args, progress: Progress) -> Any:
-        done = await self._each(args["paths"], self._dehydrate_one, progress)
-        return {**done, "replaced_bytes": await self._replaced(args["paths"])}
+        return await self._replace(args["paths"], progress)
 
-    async def _replaced(self, paths: Sequence[str]) -> int:
-        """Content bytes that placeholders stand for, of paths that lie in watched folders."""
-        node = self._node
-        inside = [path for path in paths if node.folders.of(path) is not None]
-        return await asyncio.to_thread(node.maintenance.bytes_below, inside)
+    async def _replace(self, paths: Sequence[str], progress: Progress) -> dict[str, Any]:
+        """Replace now; what this call replaced is what is a placeholder now and was none before."""
+        below = partial(self._node.maintenance.placeholders_below, self._inside(paths))
+        before = await asyncio.to_thread(below)
+        done = await self._each(paths, self._dehydrate_one, progress)
+        sizes = [size for _, _, size in await asyncio.to_thread(below) - before]
+        return {**done, "replaced_files": len(sizes), "replaced_bytes": sum(sizes)}
+
+    def _inside(self, paths: Sequence[str]) -> list[str]:
+        """Those that lie in watched folders."""
+        return [path for path in paths if self._node.folders.of(path) is not None]
 
     async def _dehydrate_one(self, path: str, progress: Progress) -> list[dict[str, Any]]:
         stays = await self._node.folders.dehydrate([path], progress)
@@ -274,14 +280,23 @@ class NodeControl:
         ]
 
     async def do_free_up(self, args: Args, progress: Progress) -> Any:
-        node, paths = self._node, list(args["paths"])
-        done = await self._each(paths, self._dehydrate_one, progress)
-        done["replaced_bytes"] = await self._replaced(paths)
-        return {**done, **await node.maintenance.evict(paths, progress)}
+        done = await self._replace(args["paths"], progress)
+        return {**done, **await self._evict(args["paths"], progress)}
 
     async def do_evict(self, args: Args, progress: Progress) -> Any:
-        freed = await self._node.maintenance.evict(list(args.get("paths") or ()), progress)
-        return {"results": [], **freed}
+        paths = list(args.get("paths") or ())
+        done = await self._each(paths, self._need_one, progress)
+        return {**done, **await self._evict(paths, progress)}
+
+    async def _need_one(self, path: str, _: Progress) -> list[dict[str, Any]]:
+        self._node.folders.need(path)
+        return []
+
+    async def _evict(self, paths: Sequence[str], progress: Progress) -> dict[str, Any]:
+        inside = self._inside(paths)
+        if paths and not inside:
+            return {}  # nothing was asked for that can be, and no path at all would mean all
+        return await self._node.maintenance.evict(inside, progress)
 
     async def do_evict_why(self, args: Args, _: Progress) -> Any:
         return await asyncio.to_thread(self._node.maintenance.why, list(args.get("paths") or ()))

@@ -86,6 +86,7 @@ async def join_group(
     A running node stops for it: its transport speaks with the same key, its parts with old keys.
     Whoever joins as a friend has a group of his own first, and says how much room he lends.
     """
+    home.refuse_when_left()
     name = args.get("name") or config.name or default_name()
     is_friend = parse_link(args["link"]).membership == "friend"
     if is_friend:

@@ -75,6 +75,7 @@ def init_home(path: Path, name: str | None, *, now: float) -> str:
     """Found a new identity and group in an empty HOME; returns the 24 words, unconfirmed."""
     home = Home(path)
     with home.locked():
+        home.refuse_when_left()
         if not is_begun(home) and (home.exists or home.was_used):
             raise UsageError(f"{path} already has an identity; p2pstore leave ends it.")
         return found(home, name or default_name(), now=now, random=os.urandom(32))
@@ -119,6 +120,7 @@ def run(config: Config, path: Path, frontend: MakeFrontend) -> int:
     tune()
     home = Home(path)
     with home.locked():
+        home.refuse_when_left()
         if is_cut_short(home):
             raise UsageError(f"A recovery into {path} was cut short. Go on: p2pstore recover")
         if not home.exists or is_begun(home):

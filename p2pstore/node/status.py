@@ -168,6 +168,7 @@ def _file_line(
     bundles = blocks.bundles_of_file(db, row.id)
     return {
         "path": os.path.join(folder.path, os.fsdecode(row.path)),
+        "type": str(row.kind),
         "state": str(row.state),
         "reason": row.reason or folder.waiting.reason(row.path) or "",
         "size": row.file_size,
@@ -228,7 +229,7 @@ def peer_lines(node: Node) -> list[Json]:
                 "role": _role(members.get(node_id), link),
                 "connected": link is not None,
                 "through": _through(link),
-                "since": None,
+                "since": link.connected_at if link is not None else None,
                 "last_seen": peer.last_seen_ms / 1000 if peer and peer.last_seen_ms else None,
                 "holds_bytes": size,
                 "held_bytes": held.get(node_id, 0),

@@ -193,4 +193,4 @@ def translated(target: Path) -> Iterator[None]:
 
 
 def exists(target: Path) -> UsageError:
-    return UsageError(f"{target} exists; choose another name, or replace it with --force.")
+    return UsageError(f"{target} exists; choose another name, or replace it by the option force.")

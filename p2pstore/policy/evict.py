@@ -63,13 +63,17 @@ def why_not(
     under_lock: bool = True,
     fresh_proof_s: float = FRESH_PROOF_S,
 ) -> list[str]:
-    """What is missing before the local copy may go, in short words for people."""
-    reasons = [*_of_itself(facts), *_keys(facts)]
+    """What is missing before the local copy may go, in short words for people. The first is what
+    many are told alone: what they can do something about stands before what goes by itself."""
+    reasons = _of_itself(facts)
+    if not (facts.words_confirmed or facts.second_device):
+        reasons.append("recovery words not confirmed: p2pstore words confirm")
     held = counted(facts.copies, now)
     if held < facts.min_copies:
         reasons.append(f"needs {_copies(facts.min_copies)} on other nodes, has {held}")
     elif facts.for_room and held < facts.target:
         reasons.append(f"waits for {_copies(facts.target)} on other nodes, has {held}")
+    reasons += _keys(facts)
     if under_lock:
         reasons += _under_lock(facts, monotonic, fresh_proof_s)
     return reasons
@@ -94,17 +98,15 @@ def _of_itself(facts: Facts) -> list[str]:
 def _keys(facts: Facts) -> list[str]:
     """Without its keys a block is noise: they must be as safe as the block."""
     reasons = []
-    if not (facts.words_confirmed or facts.second_device):
-        reasons.append("recovery words not confirmed: p2pstore words confirm")
     if not facts.has_meta or not facts.meta_copies:
         reasons.append("its list of blocks is not stored yet")
     elif min(facts.meta_copies) < facts.min_copies:
-        reasons.append(
-            f"its list of blocks is on {min(facts.meta_copies)} of {facts.min_copies} other nodes"
-        )
+        others = plural(facts.min_copies, "other node")
+        reasons.append(f"its list of blocks is on {min(facts.meta_copies)} of {others}")
     acks = counted_holders(facts.head_acks)
     if acks < facts.min_copies:
-        reasons.append(f"{acks} of {facts.min_copies} holders have the newest folder index")
+        have = plural(facts.min_copies, "holder has", "holders have")
+        reasons.append(f"{acks} of {have} the newest folder index")
     return reasons
 
 
@@ -124,7 +126,8 @@ def _under_lock(facts: Facts, monotonic: float, fresh_proof_s: float) -> list[st
     good = [c.holder for c in facts.confirmations if is_confirmed(c, monotonic, fresh_proof_s)]
     confirmed = counted_holders(good)
     if confirmed < facts.min_copies:
-        return [f"{confirmed} of {facts.min_copies} holders proved their copy just now"]
+        proved = plural(facts.min_copies, "holder proved its copy", "holders proved their copy")
+        return [f"{confirmed} of {proved} just now"]
     return []
 
 

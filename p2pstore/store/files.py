@@ -285,6 +285,13 @@ def set_state(db: sqlite3.Connection, ids: Iterable[int], state: str, reason: st
     )
 
 
+def change_reason(db: sqlite3.Connection, ids: Iterable[int], was: str, reason: str) -> None:
+    """Of those that stay for that reason, and of no others."""
+    db.executemany(
+        "UPDATE files SET reason=? WHERE id=? AND reason=?", [(reason, file, was) for file in ids]
+    )
+
+
 def set_on_disk(
     db: sqlite3.Connection, rows: Iterable[tuple[int, str, int, int, int, int]]
 ) -> None:

@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.abc import ResolveResult
 from aiohttp.test_utils import TestServer
 
 from p2pstore.carriers import Carrier, NotThere, PictureHostConfig, make_carrier
@@ -203,6 +206,37 @@ async def test_nobody_there() -> None:
         for call in (carrier.put("piece", b"abc"), carrier.get(f"{address}/p/1")):
             with pytest.raises(Unavailable, match="cannot be reached"):
                 await call
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://{}", "Connection refused"),
+        ("https://{}", "Connection refused"),
+        ("https://nowhere.invalid", "it has no public address"),
+    ],
+)
+async def test_why_nobody_is_there_is_told_in_words(
+    url: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(*_: object) -> list[ResolveResult]:
+        return []
+
+    monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", resolve)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = url.format("{}:{}".format(*listening.getsockname()))
+    async with carrying(f"{url}/upload") as carrier:
+        with pytest.raises(Unavailable) as caught:
+            await carrier.put("piece", b"abc")
+    host = urlsplit(url).hostname
+    assert str(caught.value) == f"The carrier web ({host}) cannot be reached: {why}."
+
+
+async def test_a_host_that_speaks_no_tls_is_told_in_words() -> None:
+    async with served(answering(status=200)) as (address, _):
+        async with carrying(f"{address.replace('http', 'https')}/upload") as carrier:
+            with pytest.raises(Unavailable, match="reached: it does not speak TLS"):
+                await carrier.put("piece", b"abc")
 
 
 async def test_a_silent_host_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,8 +200,10 @@ class FakeNode:
 
 
 @pytest.fixture
-def stopped(control: FakeControl, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
-    """No node runs; `p2pstore.node` is a fake whose `offline` yields `control`."""
+def stopped(control: FakeControl, home: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
+    """A node lives in HOME and does not run; `p2pstore.node` is a fake whose `offline` yields
+    `control`."""
+    (home / "device.key").touch()
     node = FakeNode(control)
     monkeypatch.setitem(sys.modules, "p2pstore.node", node)  # type: ignore[arg-type]
     monkeypatch.setattr(p2pstore, "node", node, raising=False)

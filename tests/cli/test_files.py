@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -58,6 +59,42 @@ def test_free_up_that_is_done(line, served):
     served.answers["free_up"] = {"replaced_bytes": 812_000_000, "freed_bytes": 812_000_000}
     ran = line("free-up", "/v")
     assert (ran.code, ran.out) == (0, "812 MB replaced; 812 MB freed\n")
+
+
+ELSEWHERE = {"path": "/x", "error": {"code": 2, "message": "/x lies in no watched folder."}}
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "out"),
+    [
+        ("free-up", {"freed_bytes": 5_000}, "5.0 kB freed\n"),
+        ("free-up", {"replaced_files": 1, "replaced_bytes": 0}, "0 B replaced; 0 B freed\n"),
+        ("free-up", {"freed_bytes": 0}, "Nothing was left to replace or to free.\n"),
+        ("evict", {"freed_bytes": 0}, "Nothing was left to free.\n"),
+    ],
+)
+def test_what_was_done_before_is_not_told_again(line, served, command, answer, out):
+    served.answers[command.replace("-", "_")] = {"results": [], **answer}
+    ran = line(command, "/v")
+    assert (ran.code, ran.out, ran.err) == (0, out, "")
+
+
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        ([], "Nothing was left to replace.\n"),
+        ([ELSEWHERE], "/x lies in no watched folder.\nNothing was replaced.\n"),
+    ],
+)
+def test_dehydrate_that_replaced_nothing(line, served, results, told):
+    served.answers["dehydrate"] = {"results": results, "replaced_bytes": 0}
+    assert line("dehydrate", "/v").err == told
+
+
+def test_nothing_is_said_to_be_done_where_nothing_could_be(line, served):
+    served.answers["evict"] = {"results": [ELSEWHERE]}
+    ran = line("evict", "/x")
+    assert (ran.code, ran.out) == (2, "Nothing was freed.\n")
 
 
 def test_free_up_that_waits_is_exit_5_with_the_reason(line, served):
@@ -161,8 +198,14 @@ def test_error_offline_closes_the_home_again(line, control, stopped):
 
 
 def test_no_home_at_all_is_exit_6(line, stopped, home):
-    home.rmdir()
+    shutil.rmtree(home)
     assert line("cat", "/v/a.f").code == 6
+
+
+def test_a_directory_in_which_no_node_lives_stays_as_it_is(line, home):
+    ran = line("cat", "/v/a.f")
+    assert (ran.code, os.listdir(home)) == (6, [])
+    assert ran.err == f"There is no node in {home}. Start one: p2pstore run\n"
 
 
 # -- one file

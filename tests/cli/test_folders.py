@@ -43,6 +43,20 @@ def test_preview_then_added_on_a_pipe(line, served):
     assert served.asked("wait_folder") == []
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, ""),
+        ({"placeholders": 1_200}, " (beside 1,200 .f)"),
+        ({"watched": True, "placeholders": 2}, " (watched already, beside 2 .f)"),
+    ],
+)
+def test_preview_tells_placeholders_apart(line, served, more, words):
+    served.answers["preview"] = {**PREVIEW, **more}
+    ran = line("add-folder", "/v", "--dry-run")
+    assert ran.out.splitlines()[0] == f"/v: 40 files, 9.8 GB{words}"
+
+
 def test_dry_run_stops_after_the_preview(line, served):
     served.answers["preview"] = PREVIEW
     assert line("add-folder", "/v", "--dry-run", "--yes").code == 0
@@ -226,6 +240,12 @@ def test_ls(line, served):
     name = json.loads(line("ls", "--json").out)["entries"][0]["name"]
     assert os.fsencode(name) == b"a\xff\nb"
     assert served.asked("ls")[:2] == [{"path": "/v"}, {"path": None}]
+
+
+def test_ls_says_nothing_of_copies_of_a_link(line, served):
+    link = {"name": "l", "type": "link", "size": 6, "state": "protected", "reason": "a link"}
+    served.answers["ls"] = {"path": "/v", "entries": [{**link, "copies": 0}]}
+    assert line("ls", "-l", "/v").out == "6 B    protected (a link)  l\n"
 
 
 # -- pause and resume

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 
 import pytest
 
+from p2pstore.cli import show
 from p2pstore.errors import Unavailable, UsageError
 
 LINK = "p2ps://192.168.1.5:8080/abc?n=main#secret"
@@ -82,7 +85,7 @@ def test_join_with_an_empty_pipe_is_exit_2(line, served):
 
 
 def test_join_works_before_the_first_run(line, control, stopped, home):
-    home.rmdir()
+    shutil.rmtree(home)
     control.answers["join"] = JOINED
     ran = line("join", LINK)
     assert ran.code == 0
@@ -106,6 +109,13 @@ def test_peers(line, served):
     served.answers["peers"] = {"peers": [PEER]}
     assert line("peers").out == "nas  device  connected  holds 61.0 GB for you\n"
     assert json.loads(line("peers", "--json").out) == {"peers": [PEER]}
+
+
+def test_peers_says_since_when_each_is_connected(line, served):
+    began = 1_500_000_000
+    served.answers["peers"] = {"peers": [{**PEER, "since": began}]}
+    said = f"connected since {show.moment(began, time.time())}"
+    assert line("peers").out == f"nas  device  {said}  holds 61.0 GB for you\n"
 
 
 def test_no_peers_says_what_to_do(line, served):
@@ -165,6 +175,12 @@ def test_words_confirm_asks_a_terminal(line, stopped):
     typed = f"{stopped.WORDS[:cut]}\n{stopped.WORDS[cut:]}\n"
     assert line("words", "confirm", terminal=True, stdin=typed).code == 0
     assert stopped.confirmed == [stopped.WORDS]
+
+
+def test_words_confirm_asks_nothing_where_no_node_lives(line):
+    ran = line("words", "confirm", stdin="three words came")
+    assert ran.code == 6
+    assert "There is no node in" in ran.err
 
 
 @pytest.mark.parametrize("count", [0, 1, 23, 25])

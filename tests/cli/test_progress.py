@@ -27,6 +27,12 @@ def test_line_reads_as_promised():
         ({"stage": "scan"}, "Looking"),
         ({"stage": "scan", "files": 7}, "Looking  7 files"),
         ({"stage": "scan", "files": 7, "files_total": None}, "Looking  7 files"),
+        ({"stage": "scan", "files": 0, "bytes": 0}, "Looking"),
+        ({"stage": "replace", "files": 0, "files_total": 0}, "Replacing"),
+        ({"stage": "replace", "files": 0, "files_total": 8}, "Replacing  8 files"),
+        ({"stage": "replace", "files": 3, "files_total": 8}, "Replacing  3 of 8 files"),
+        ({"stage": "push", "bytes": 0, "bytes_total": 0}, "Copying"),
+        ({"stage": "push", "bytes": 0, "bytes_total": 5_000}, "Copying  0 B of 5.0 kB"),
         ({"stage": "push", "bytes": 5_000}, "Copying  5.0 kB"),
         ({"stage": "odd\n", "files": 1}, "Odd\\n  1 file"),
         (
@@ -47,7 +53,7 @@ def test_plain_lines_at_most_one_a_second(capsys):
         now = step * 0.1
         meter({"stage": "scan", "files": step})
     assert capsys.readouterr().err.splitlines() == [
-        "Looking  0 files",
+        "Looking",
         "Looking  10 files",
         "Looking  20 files",
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from p2pstore.cli import show
-from p2pstore.cli.status import file_lines, holder_warnings, needs_owner, status_lines
+from p2pstore.cli.status import carrier_rows, file_lines, holder_warnings, needs_owner, status_lines
 
 NOW = 1_700_000_000.0
 
@@ -248,6 +248,10 @@ def test_needs_owner(change, needs):
             {"path": "/v/a", "state": "protected", "size": 1, "copies": 0, "reason": "open"},
             "/v/a  1 B  protected, on this device only: open",
         ),
+        (
+            {"path": "/v/a", "type": "link", "state": "protected", "size": 6, "reason": "a link"},
+            "/v/a  6 B  protected: a link",
+        ),
         ({"path": "/v/\n", "state": "unknown"}, "/v/\\n    unknown"),
     ],
 )
@@ -303,3 +307,12 @@ def test_upkeep_is_one_line_for_who_asks_for_more():
         "Upkeep index 2 min ago · scrub now (1,200 of 5,000) · collect now"
         " · audit failed 4 times (the disk sulks) · tidy not yet"
     )
+
+
+def test_a_place_says_how_much_of_folders_it_holds_and_nothing_where_that_is_nothing():
+    album = {"name": "album", "kind": "png", "where": "/srv/album", "bytes": 0}
+    disk = {"name": "usb", "kind": "folder", "where": "/media/usb", "bytes": 5_000, "proved": NOW}
+    assert carrier_rows([album, disk], NOW + 60) == [
+        ["album", "png", "/srv/album", "", ""],
+        ["usb", "folder", "/media/usb", "holds 5.0 kB of folders", "read back 1 min ago"],
+    ]

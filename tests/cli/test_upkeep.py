@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -102,7 +103,7 @@ def test_doctor_reports_a_home_that_cannot_be_opened(line, control, stopped):
 
 
 def test_doctor_without_any_home(line, stopped, home):
-    home.rmdir()
+    shutil.rmtree(home)
     ran = line("doctor", "--json")
     assert ran.code == 1
     assert len(json.loads(ran.out)["findings"]) == 2

@@ -49,6 +49,10 @@ def test_leave_brings_everything_back_and_the_home_may_go(vault: tuple[Node, Pat
     assert names(folder) == ["letter.txt", "sub"]
     assert names(folder / "sub") == ["film.bin"]
     until(lambda: has_ended(node), "the node ends by itself")
+    for command in ("run", "init"):
+        refused = node.type(command)
+        assert (refused.code, "This node has left" in refused.err) == (2, True)
+    assert not (node.home / "DO-NOT-DELETE.txt").exists()
     shutil.rmtree(node.home)
     assert contents(folder) == FILES
 

@@ -221,7 +221,7 @@ def test_status_says_why_each_kind_stays(node: Node, folder: Path) -> None:
     said = {line.split()[0].rpartition("/")[2]: line for line in lines}
     for name, words in {
         "pipe": "skipped: no regular file",
-        "link": "protected, on this device only: a link",
+        "link": "protected: a link",
         "n" * 254: "protected, on this device only: name too long for .f",
         "twice": "protected, on this device only: hard link",
         "data.sqlite3": "protected, on this device only: database",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from p2pstore.config import FolderSettings
+from p2pstore.content.manifest import MAGIC
 from p2pstore.folders.preview import preview
 from p2pstore.policy import Treatment
 
@@ -39,3 +40,23 @@ def test_where_others_write_unseen_nothing_becomes_a_placeholder(
     found = preview(filled(tmp_path), FolderSettings())
     assert Treatment.REPLACE not in found.classes
     assert found.classes[Treatment.PROTECT_ONLY][why] == [1, 7]
+
+
+def test_placeholders_that_are_there_already_become_none(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "photo.jpg.f").write_bytes(MAGIC + b"...")
+    (tmp_path / "solver.f").write_bytes(b"      PROGRAM SOLVER")
+    (tmp_path / "link.f").symlink_to("sub/photo.jpg.f")
+    found = preview(tmp_path, FolderSettings())
+    assert (found.placeholders, found.files) == (1, 2)
+    assert found.classes[Treatment.REPLACE] == {"": [1, 20]}
+
+
+def test_of_a_watched_folder_no_placeholder_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pstore.folders.preview.read_placeholder", None)
+    for name in ("known.f", "other.f"):
+        (tmp_path / name).write_bytes(MAGIC + b"...")
+    found = preview(tmp_path, FolderSettings(), frozenset({b"known.f"}))
+    assert (found.placeholders, found.files) == (1, 1)

@@ -12,7 +12,7 @@ from p2pstore.content import RECORD_HEAD, Kind, signed_list
 from p2pstore.maintenance.check import Checked, check
 from p2pstore.store import BundleState, DiskBundles, HeldStore, blocks
 from tests.maintenance.world import NOW, World, noise
-from tests.store.making import sealed
+from tests.store.making import dead, sealed
 
 
 @pytest.fixture
@@ -67,6 +67,17 @@ def test_sound_store_has_no_problems(world: World, held: HeldStore, read_data: b
     assert done.blocks >= 4
     assert done.bytes > 300_000
     assert said[-1]["files"] == said[-1]["files_total"] == 2
+
+
+def test_as_much_is_told_whether_it_was_read_or_not(world: World, held: HeldStore) -> None:
+    """What is alive: neither what lies between blocks nor what needs no room any more."""
+    keep_one(world, held)
+    index, _ = sealed(world.store)
+    bundle_id = index.header.bundle_id
+    world.store.set_live_map(bundle_id, dead(index, world.store.live_map(bundle_id), {0}))
+    world.store.punch(bundle_id)
+    listed, read = (run(world, held, read_data=read_data) for read_data in (False, True))
+    assert (listed.bundles, listed.blocks, listed.bytes) == (read.bundles, read.blocks, read.bytes)
 
 
 def test_flipped_bit_is_found_by_reading(world: World, held: HeldStore) -> None:

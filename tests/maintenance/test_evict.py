@@ -140,7 +140,7 @@ REFUSALS = {
             [f.data, f.meta],
             folder=a.add_folder(FolderId(b"3" * 16), FolderSettings(min_copies=3)),
         ),
-        "its list of blocks is not stored yet",
+        "needs 3 copies on other nodes, has 2",
     ),
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pstore.carriers import FolderConfig, load_config
+from p2pstore.carriers import FolderConfig, PictureFolderConfig, load_config
 from p2pstore.errors import UsageError
 from p2pstore.maintenance import Places, carrier_id
 from p2pstore.store import BundleState, blocks
@@ -39,6 +39,13 @@ async def test_a_carrier_outlives_a_restart(device: Device, tmp_path: Path) -> N
     await again.test("usb")
     assert [name for name, _ in again.some(None)] == ["usb"]
     assert [name for name, _ in again.some("usb")] == ["usb"]
+
+
+async def test_a_kind_has_the_name_that_is_typed(device: Device, tmp_path: Path) -> None:
+    made = places(device, tmp_path / "home")
+    await made.add("usb", FolderConfig(path=str(tmp_path / "disk")))
+    await made.add("album", PictureFolderConfig(path=str(tmp_path / "album")))
+    assert {place.name: place.kind for place in made.all()} == {"usb": "folder", "album": "png"}
 
 
 async def test_what_does_not_work_is_not_kept(device: Device, tmp_path: Path) -> None:

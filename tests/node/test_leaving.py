@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 from nacl.signing import SigningKey
 
 from p2pstore.carriers import FolderConfig
+from p2pstore.config import load
 from p2pstore.content import signed_list
 from p2pstore.errors import Busy, PeerUnreachable, Unavailable, UsageError
 from p2pstore.ids import BundleId, NodeId, PublicKey, Tag
 from p2pstore.keys import Role
 from p2pstore.maintenance import Kept, carrier_id
+from p2pstore.node import init_home
 from p2pstore.node.build import Node
+from p2pstore.node.inviting import join_group
 from p2pstore.node.leaving import Leaving, handover, leave
 from p2pstore.store import DiskBundles, State, copies, files
 from p2pstore.wire import Holding, Unknown
@@ -423,6 +427,31 @@ async def test_an_original_with_the_longest_name_is_exported(place: Place) -> No
         target = place.base / "out"
         assert (await leave(node, os.fspath(target), silent))["left"]
         assert (target / place.folder.name / name).read_bytes() == b"long"
+
+
+async def test_who_has_left_is_not_taken_up_again(place: Place) -> None:
+    async with place.running() as node:
+        assert (await leave(node, None, silent))["left"]
+    config = load(place.home.path, {}, {})
+    with pytest.raises(UsageError, match="has left"):
+        init_home(place.home.path, None, now=0)
+    with pytest.raises(UsageError, match="has left"):
+        await join_group(place.home, config, {"link": "p2ps://127.0.0.1:9/x#y"}, silent)
+
+
+async def test_originals_are_exported_to_a_stick_without_hard_links(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    async with place.running() as node:
+        await place.filled(node)
+        await node.folders.pin([os.fspath(place.folder)], True, silent)
+        monkeypatch.setattr(os, "link", no_links)
+        target = place.base / "out"
+        assert (await leave(node, os.fspath(target), silent))["left"]
+        assert place.contents(target / place.folder.name) == CONTENTS
 
 
 async def test_who_has_shared_something_does_not_leave_unseen(place: Place, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from pathlib import Path
 
 from p2pstore.maintenance import Loop
 from p2pstore.node import status as module
@@ -67,6 +68,18 @@ async def test_what_keeps_a_folder_from_being_replaced_is_said(place: Place) -> 
     assert text in [warning["text"] for warning in said["warnings"]]
 
 
+async def test_what_was_just_pinned_is_said_to_be(place: Place) -> None:
+    in_work, replaced = (os.fspath(place.folder / name) for name in ("a.txt", "sub/b.bin"))
+    async with place.running() as node:
+        await place.filled(node)
+        await node.folders.hydrate([in_work], lambda _: None)
+        (line,) = status(node, (in_work,))["files"]
+        assert line["reason"] == "in work"
+        await node.folders.pin([in_work, replaced], True, lambda _: None)
+        lines = status(node, (in_work, replaced))["files"]
+    assert [line["reason"] for line in lines] == ["pinned", "pinned"]
+
+
 async def test_what_is_damaged_and_not_healed_is_a_warning(place: Place) -> None:
     async with place.running() as node:
         await place.filled(node)
@@ -75,3 +88,14 @@ async def test_what_is_damaged_and_not_healed_is_a_warning(place: Place) -> None
         assert len(warnings) == 1
         assert warnings[0]["command"] == "p2pstore check --read-data --repair"
         assert warnings[0]["owner"]
+
+
+async def test_a_peer_is_told_with_the_time_since_when_it_is_connected(
+    place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    async with place.running() as node, Place(tmp_path / "there").running() as other:
+        began = node.clock.wall()
+        await node.network.connections.connect(other.network.listening)
+        (peer,) = status(node, ())["peers"]
+    assert began <= peer["since"] <= node.clock.wall()

@@ -71,6 +71,20 @@ def test_each_missing_thing_is_a_reason(change: dict[str, Any], said: str) -> No
     assert any(said in reason for reason in reasons(under_lock=False, **change))
 
 
+def test_what_somebody_can_do_is_told_first() -> None:
+    found = reasons(words_confirmed=False, copies=[], meta_copies=[0], head_acks=[])
+    assert [reason[:9] for reason in found[:2]] == ["recovery ", "needs 2 c"]
+
+
+def test_one_holder_is_told_as_one() -> None:
+    assert reasons(min_copies=1, copies=[], meta_copies=[0], head_acks=[], confirmations=[]) == [
+        "needs 1 copy on other nodes, has 0",
+        "its list of blocks is on 0 of 1 other node",
+        "0 of 1 holder has the newest folder index",
+        "0 of 1 holder proved its copy just now",
+    ]
+
+
 def test_space_driven_eviction_goes_on_at_the_target() -> None:
     copies = [Copy(device(n), NOW, NOW + 1) for n in range(4)]
     assert reasons(for_room=True, copies=copies) == []

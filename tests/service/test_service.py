@@ -61,6 +61,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.delenv("SUDO_USER", raising=False)
     monkeypatch.delenv("P2PSTORE_HOME", raising=False)
     monkeypatch.setattr(service, "SYSTEM_UNITS", made.units)
+    monkeypatch.setattr(service, "BOOTED", made.bin)
     me = service.Owner("alice", os.getuid(), os.getgid(), made.home)
     monkeypatch.setattr(service, "_owner", lambda name: me)
     for module in (service, sandbox):
@@ -148,8 +149,18 @@ def test_without_systemctl_nothing_is_written(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(machine.home))
-    with pytest.raises(UsageError, match=r"no systemctl.*p2pstore run"):
+    with pytest.raises(UsageError, match=r"not run by systemd.*p2pstore run"):
         service.install()
+    assert not machine.user_unit.exists()
+
+
+def test_where_something_else_runs_the_system_nothing_is_asked(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BOOTED", machine.home / "nothing")
+    with pytest.raises(UsageError, match=r"not run by systemd.*p2pstore run"):
+        service.install()
+    assert machine.asked() == []
     assert not machine.user_unit.exists()
 
 
@@ -158,6 +169,7 @@ def test_without_a_bus_nothing_is_written(machine: Machine) -> None:
     with pytest.raises(Unavailable, match="no service manager of your own") as caught:
         service.install()
     assert NO_BUS in str(caught.value)
+    assert str(caught.value).endswith("p2pstore run")
     assert not machine.user_unit.exists()
 
 

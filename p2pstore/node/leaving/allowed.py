@@ -40,8 +40,8 @@ def obstacles(node: Node) -> list[str]:
         more = f" and {len(shared) - NAMED} more" if len(shared) > NAMED else ""
         reasons.append(
             f"Keys that were given for {', '.join(shared[:NAMED])}{more} would lead to nothing. "
-            "Fetch what is to be kept (p2pstore shares, p2pstore download KEY), then take each "
-            "back: p2pstore unshare KEY"
+            "Fetch what is to be kept (p2pstore shares, p2pstore download KEY), then take "
+            "them back: p2pstore unshare KEY..."
         )
     for path, left in node.catalog.view(_left_behind).items():
         reasons.append(

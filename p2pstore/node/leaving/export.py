@@ -14,6 +14,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from p2pstore.durable import name_once
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
 from p2pstore.folders import Folder
 from p2pstore.node.build import Node
@@ -21,7 +22,7 @@ from p2pstore.node.leaving.allowed import existing
 from p2pstore.node.leaving.back import shortened, totals
 from p2pstore.sandbox import cannot_write
 from p2pstore.store import FileRow, State, files
-from p2pstore.syscalls import syncfs
+from p2pstore.syscalls import AT_FDCWD, syncfs
 from p2pstore.threads import in_thread
 
 Progress = Callable[[dict[str, Any]], None]
@@ -139,7 +140,7 @@ def _copy(source: Path, target: Path) -> None:
             raise Unavailable(f"{source} changed while it was copied.")
         if target.exists() and _hash_is(target, digest):
             return
-        os.link(temporary, target)
+        name_once(AT_FDCWD, os.fsencode(temporary), AT_FDCWD, os.fsencode(target))
     except FileExistsError as exc:
         raise UsageError(f"{target} exists and is another file.") from exc
     finally:

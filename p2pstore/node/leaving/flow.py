@@ -155,6 +155,7 @@ async def _leave(node: Node, to: str | None, progress: Progress) -> Json:
     for folder in watched if to is None else ():
         await in_thread(node.pool, Root.unmark, folder.path)
     await release_all(node, progress)
+    await in_thread(node.pool, node.home.mark_left)
     return {**_result(node, [], to), "left": True, "files": counted[0], "bytes": counted[1]}
 
 
