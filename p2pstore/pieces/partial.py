@@ -193,4 +193,6 @@ def translated(target: Path) -> Iterator[None]:
 
 
 def exists(target: Path) -> UsageError:
-    return UsageError(f"{target} exists; choose another name, or replace it by the option force.")
+    return UsageError(
+        f"{target} exists; choose another name, or replace it: --force (in Python force=True)."
+    )

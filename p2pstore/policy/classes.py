@@ -293,7 +293,7 @@ def refuse_folder(
 ) -> str | None:
     """Why a folder must not be watched; None when it may. All paths absolute and resolved.
 
-    `marks` are the names in its root; with `force` the caller passes none. A folder that is
+    `marks` are the names in its root; with `--force` the caller passes none. A folder that is
     watched already is not refused: its settings change.
     """
     text = str(path)
@@ -315,7 +315,7 @@ def refuse_folder(
     for pattern in _OTHER_SYNC_TOOLS:
         found = sorted(name for name in marks if fnmatch.fnmatchcase(name, pattern))
         if found:
-            return f"Another program keeps it in sync ({found[0]}). To watch it: the option force."
+            return f"Another program keeps it in sync ({found[0]}). To watch it anyway: --force"
     return None
 
 

@@ -86,7 +86,7 @@ def test_folders_of_other_sync_tools_are_refused(node: Node, tmp_path: Path, mar
     folder = tmp_path / "Vault"
     write(folder, [(mark, b""), ("a", b"a")])
     done = node.type("add-folder", folder, "--yes")
-    assert (done.code, mark in done.err, "option force" in done.err) == (2, True, True)
+    assert (done.code, mark in done.err, "--force" in done.err) == (2, True, True)
 
 
 def test_force_overrides_the_mark_of_another_sync_tool(node: Node, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ async def test_nothing_is_overwritten_unless_asked(
         other.rename(target)
     else:
         target.symlink_to(other)
-    with pytest.raises(UsageError, match=r"exists.*option force"):
+    with pytest.raises(UsageError, match=r"exists.*force=True"):
         await fetch(carrier, key, target, pool=pool)
     await fetch(carrier, key, target, pool=pool, force=True)
     assert target.read_bytes() == content
