@@ -34,6 +34,7 @@ from p2pstore.maintenance.evict import Evictor, Freed
 from p2pstore.maintenance.facts import Ledger
 from p2pstore.maintenance.index import DELAY_S, HeadOrder, IndexWriter
 from p2pstore.maintenance.loops import Loop, Loops
+from p2pstore.maintenance.rebuild import state
 from p2pstore.maintenance.replicate import Replicator
 from p2pstore.maintenance.world import World
 from p2pstore.net import Link
@@ -66,6 +67,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 QUIET_S = 2.0  # an index is written when nothing changed for so long, or after DELAY_S
+UNREAD_S = 24 * 3600.0  # a head waits so long for who has the rest of the one before
 PASS_S = 60.0  # replicate looks again without being told
 TIDY_S = 3600.0
 GATHER_S = 0.2  # a batch makes several bundles: they are looked for together
@@ -135,6 +137,7 @@ class Maintenance:
         self._changes = 1  # counted up whenever something became durable or was deleted
         # What a folder's head covers: the count of changes then, and the number of that head. A
         # head of ours with another number came from elsewhere (HOME was restored from a copy).
+        self._put_off: frozenset[FolderId] = frozenset()  # folders that get no head yet
         self._indexed: dict[FolderId, tuple[int, HeadOrder | None]] = {}
         self._first_change = self._last_change = clock.monotonic()
         self._writing = asyncio.Lock()
@@ -205,7 +208,8 @@ class Maintenance:
             loop.say("tells others what there is")
             await self.tell()
         world = await in_thread(self._pool, self.world)
-        if not self._indexed.keys() <= world.clean:
+        is_read = not self._put_off <= await in_thread(self._pool, self._unread)
+        if is_read or not self._indexed.keys() <= world.clean:
             self._indexing.wake()
 
     def _serve(self, holder: NodeId) -> asyncio.Task[bool] | None:
@@ -261,9 +265,10 @@ class Maintenance:
         """Bring every folder's head up to date."""
         failed: list[Exception] = []
         async with self._writing:
+            self._put_off = await in_thread(self._pool, self._unread)
             for folder in await in_thread(self._pool, self._catalog.view, folders.every):
-                if folder.paused == RECOVERING:
-                    continue  # the head that was taken over names more than is known here yet
+                if folder.paused == RECOVERING or folder.folder_id in self._put_off:
+                    continue  # the head that is there names more than is known here yet
                 try:
                     await self._write_head(folder)
                 except (P2PStoreError, OSError) as exc:
@@ -271,6 +276,14 @@ class Maintenance:
                     failed.append(exc)  # the other folders need theirs all the same
         if failed:
             raise failed[0]
+
+    def _unread(self) -> frozenset[FolderId]:
+        """Folders of whose index a rebuild could not read all yet. Holders keep one head of each:
+        a shorter one would take the place of the only one that leads to the rest."""
+        left = state(self._catalog)
+        if left is None or self._clock.wall() > left.at_ms / 1000 + UNREAD_S:
+            return frozenset()
+        return frozenset(FolderId(folder) for folder in left.folders)
 
     async def _write_head(self, folder: folders.FolderRow) -> None:
         count = self._changes

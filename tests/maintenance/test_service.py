@@ -17,6 +17,7 @@ from p2pstore.ids import FolderId, NodeId
 from p2pstore.maintenance import Maintenance, Swarm, loops
 from p2pstore.maintenance import service as module
 from p2pstore.maintenance.index import HeadOrder
+from p2pstore.maintenance.rebuild import State, save_state
 from p2pstore.policy import Candidate, Holder
 from p2pstore.store import BundleState, copies, folders
 
@@ -124,6 +125,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "FIRST_REST_S", 0.01)
     monkeypatch.setattr(loops, "LONGEST_REST_S", 0.02)
     monkeypatch.setattr(module, "SETTLE_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "PASS_S", 0.02)
 
 
 async def keeper(group: Group, number: int = 3) -> Keeper:
@@ -193,6 +195,31 @@ async def test_a_folder_that_is_being_recovered_gets_no_new_head(group: Group) -
     k.device.catalog.write(lambda db: folders.set_paused(db, row.id, "")).result()
     await k.maintenance.write_heads()
     assert k.index.written == [row.folder_id]
+
+
+def left_unread(k: Keeper, folders_left: tuple[bytes, ...], *, age_s: float = 0.0) -> None:
+    at_ms = int((SystemClock().wall() - age_s) * 1000)
+    left = State(at_ms, False, 1, folders=folders_left)
+    k.device.catalog.write(lambda db: save_state(db, left)).result()
+
+
+async def test_no_shorter_index_supersedes_one_that_a_rebuild_could_not_read(group: Group) -> None:
+    k = await keeper(group)
+    left_unread(k, (k.device.folder_id,))
+    async with k:
+        await k.until(lambda: k.tells > 0)
+        assert not k.index.written
+        assert k.device.folder_id not in k.maintenance.world().clean
+        left_unread(k, ())  # who has the rest has come
+        await k.until(lambda: bool(k.index.written))
+        await k.until(lambda: k.device.folder_id in k.maintenance.world().clean)
+
+
+async def test_what_nobody_brings_is_not_waited_for_longer_than_a_day(group: Group) -> None:
+    k = await keeper(group)
+    left_unread(k, (k.device.folder_id,), age_s=86_500)
+    async with k:
+        await k.until(lambda: bool(k.index.written))
 
 
 async def test_a_bug_in_one_loop_ends_none(group: Group) -> None:
