@@ -28,6 +28,8 @@ from p2pstore.store import State, files
 
 Progress = Callable[[dict[str, Any]], None]
 POLL_S = 0.2
+AWAY = (State.PLACEHOLDER, State.CONFLICT)  # only a placeholder is there
+KNOWN = (State.PROTECTED, State.PLACEHOLDER)
 
 
 class Contents:
@@ -57,28 +59,37 @@ class Contents:
     async def _inside(
         self, folder: Folder, path: bytes, progress: Progress
     ) -> AsyncIterator[Brought]:
-        whole = os.fsencode(folder.path) + b"/"
-        placeholders = await folder.in_thread(_placeholders, folder, path)
-        placeholders = [p for p in placeholders if whole + p.name not in self._landing]
-        tell = _Tally(placeholders, progress)
-        names = {whole + p.name for p in placeholders}
+        tell = _Tally(*await folder.in_thread(folder.total_below, path, AWAY), progress)
         async with folder.open_root() as root:
-            self._landing |= names
-            for name in names:
-                self._parts.opens.mark_own(name)
-            folder.begin_ours(p.target for p in placeholders)
-            try:
-                async for brought in self._bringing.bring(root, placeholders, tell.advance):
-                    if brought.trash is not None:
-                        folder.trash_waits(brought.trash)
-                    folder.end_ours((brought.placeholder.target,))
-                    if brought.path:
-                        folder.note(brought.path)
-                        brought = brought._replace(path=whole + brought.path)
+            async for placeholders in _placeholders(folder, path):
+                async for brought in self._page(folder, root, placeholders, tell):
                     yield brought
-            finally:
-                self._landing -= names
-                folder.end_ours(p.target for p in placeholders)
+
+    async def _page(
+        self, folder: Folder, root: Root, placeholders: Sequence[Placeholder], tell: _Tally
+    ) -> AsyncIterator[Brought]:
+        whole = os.fsencode(folder.path) + b"/"
+        placeholders = [p for p in placeholders if whole + p.name not in self._landing]
+        names = {whole + p.name for p in placeholders}
+        self._landing |= names
+        for name in names:
+            self._parts.opens.mark_own(name)
+        folder.begin_ours(p.target for p in placeholders)
+        try:
+            async for brought in self._bringing.bring(root, placeholders, tell.advance):
+                if brought.trash is not None:
+                    folder.trash_waits(brought.trash)
+                folder.end_ours((brought.placeholder.target,))
+                path = brought.path
+                if path:
+                    folder.note(path)
+                    path = whole + path
+                # Without its row: whoever asks for a million files gets as many of these.
+                done = Placeholder(brought.placeholder.name, None)
+                yield Brought(done, path, brought.size, brought.error)
+        finally:
+            self._landing -= names
+            folder.end_ours(p.target for p in placeholders)
 
     async def _outside(self, path: str) -> AsyncIterator[Brought]:
         """A `.f` outside every watched folder: the original is written beside it."""
@@ -107,20 +118,22 @@ class Contents:
         """
         asked = [(*self._registry.need(path), path) for path in paths]
         for folder, relative, _ in asked:
-            folder.force(await folder.in_thread(folder.rows_below, relative, (State.PROTECTED,)))
+            async for rows in folder.pages_below(relative, (State.PROTECTED,)):
+                folder.force(rows)
             folder.force_new(relative)
         await _settled({folder.folder_id: folder for folder, _, _ in asked}.values(), progress)
         results: dict[str, str] = {}
         for folder, relative, path in asked:
-            states = (State.PROTECTED, State.PLACEHOLDER)
-            rows = await folder.in_thread(folder.rows_below, relative, states)
-            for row in rows:
-                if row.kind == files.Kind.LINK and row.path != relative:
-                    continue
-                stays = row.reason or folder.waiting.reason(row.path) or "it is being protected"
-                whole = os.path.join(folder.path, os.fsdecode(row.path))
-                results[whole] = "" if row.state == State.PLACEHOLDER else stays
-            if not rows and not os.path.isdir(path):
+            is_known = os.path.isdir(path)
+            async for rows in folder.pages_below(relative, KNOWN):
+                is_known = True
+                for row in rows:
+                    if row.kind == files.Kind.LINK and row.path != relative:
+                        continue
+                    stays = row.reason or folder.waiting.reason(row.path) or "it is being protected"
+                    whole = os.path.join(folder.path, os.fsdecode(row.path))
+                    results[whole] = "" if row.state == State.PLACEHOLDER else stays
+            if not is_known:
                 results[path] = folder.waiting.reason(relative) or "there is no such file"
         return results
 
@@ -129,9 +142,9 @@ class Contents:
     async def pin(self, paths: Sequence[str], pinned: bool, progress: Progress) -> list[Brought]:
         """Pinned before they are brought back, so that nothing else is ever said of them."""
         for folder, relative in [self._registry.need(path) for path in paths]:
-            states = (State.PROTECTED, State.PLACEHOLDER)
-            rows = await folder.in_thread(folder.rows_below, relative, states)
-            await self._parts.catalog.awrite(partial(_set_pinned, [row.id for row in rows], pinned))
+            async for rows in folder.pages_below(relative, KNOWN):
+                change = partial(_set_pinned, [row.id for row in rows], pinned)
+                await self._parts.catalog.awrite(change)
             folder.ask_rescan("pins changed", judge_anew=True)
         return await self.hydrate(paths, progress) if pinned else []
 
@@ -157,11 +170,11 @@ class Contents:
 class _Tally:
     """Adds up what came back, for the one who waits."""
 
-    def __init__(self, placeholders: Sequence[Placeholder], progress: Progress) -> None:
+    def __init__(self, files_total: int, bytes_total: int, progress: Progress) -> None:
         self._progress = progress
         self._files, self._bytes = 0, 0
-        self._files_total = len(placeholders)
-        self._bytes_total = sum(p.row.file_size for p in placeholders if p.row is not None)
+        self._files_total = files_total
+        self._bytes_total = bytes_total
 
     def advance(self, count: int, size: int) -> None:
         self._files += count
@@ -177,14 +190,14 @@ class _Tally:
         )
 
 
-def _placeholders(folder: Folder, path: bytes) -> list[Placeholder]:
+async def _placeholders(folder: Folder, path: bytes) -> AsyncIterator[list[Placeholder]]:
     """What there is to bring back at a path; nothing when the original is there already."""
-    rows = folder.rows_below(path, (State.PLACEHOLDER, State.CONFLICT))
-    if rows or not path or os.path.isdir(os.fsencode(folder.path) + b"/" + path):
-        return [Placeholder(disk_name(row.path, row.state), row) for row in rows]
-    if folder.rows_below(path, (State.PROTECTED,)):
-        return []
-    return [Placeholder(path, None)]  # not looked at yet, or copied in just now
+    is_known = not path or os.path.isdir(os.fsencode(folder.path) + b"/" + path)
+    async for rows in folder.pages_below(path, AWAY):
+        is_known = True
+        yield [Placeholder(disk_name(row.path, row.state), row) for row in rows]
+    if not is_known and not folder.rows_below(path, (State.PROTECTED,), limit=1):
+        yield [Placeholder(path, None)]  # not looked at yet, or copied in just now
 
 
 async def _settled(asked: Collection[Folder], progress: Progress) -> None:

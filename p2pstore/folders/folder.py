@@ -178,15 +178,36 @@ class Folder:
             lambda db: files.page(db, self.row, states=states, limit=limit)
         )
 
-    def rows_below(self, path: bytes, states: Sequence[str]) -> list[FileRow]:
-        """Rows at a path (named with or without `.f`) or beneath it."""
+    async def pages_below(self, path: bytes, states: Sequence[str]) -> AsyncIterator[list[FileRow]]:
+        """Rows at a path (named with or without `.f`) or beneath it, in order, some thousand at a
+        time: of a million files nobody has all in memory. Their states may change meanwhile."""
+        after = b""
+        while rows := await self.in_thread(self.rows_below, path, states, after=after):
+            yield rows
+            after = rows[-1].path
+
+    def rows_below(
+        self, path: bytes, states: Sequence[str], *, after: bytes = b"", limit: int = files.PAGE
+    ) -> list[FileRow]:
+        """One such page: those behind `after`."""
 
         def look(db: sqlite3.Connection) -> list[FileRow]:
             for name in dict.fromkeys((path, path.removesuffix(SUFFIX))):
                 row = files.get(db, self.row, name)
                 if row is not None and row.state in states:
-                    return [row]
-            return list(files.walk(db, self.row, path, states=states))
+                    return [row] if name > after else []
+            return files.page(db, self.row, path, states=states, after=after, limit=limit)
+
+        return self._parts.catalog.view(look)
+
+    def total_below(self, path: bytes, states: Sequence[str]) -> tuple[int, int]:
+        """(files, bytes) of all pages."""
+
+        def look(db: sqlite3.Connection) -> tuple[int, int]:
+            total = files.total(db, self.row, path, states)
+            return (
+                total if total[0] else files.total(db, self.row, path.removesuffix(SUFFIX), states)
+            )
 
         return self._parts.catalog.view(look)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from p2pstore.ids import FolderId
 from p2pstore.placement import OWN, SUFFIX, Root
 from p2pstore.policy import refuse_folder
 from p2pstore.sandbox import cannot_write, unseen
-from p2pstore.store import Catalog, State, folders
+from p2pstore.store import Catalog, State, files, folders
 from p2pstore.text import plural
 
 log = logging.getLogger(__name__)
@@ -149,7 +151,10 @@ class Folders:
         path = self.refuse(directory, force=force)
         settings = self.settings_for(path, given)
         folder = self.rooted(path)
-        known = None if folder is None else await asyncio.to_thread(_names, folder)
+        known: frozenset[bytes] | None = None
+        if folder is not None:
+            look = partial(_names, folder.row)
+            known = await asyncio.to_thread(self._catalog.view, look)
         return await asyncio.to_thread(preview, path, settings, known)
 
     def settings_for(self, path: Path, given: Mapping[str, object]) -> FolderSettings:
@@ -322,9 +327,10 @@ def _root_of(folder: Folder) -> Root:
     return Root(folder.path, folder.folder_id)
 
 
-def _names(folder: Folder) -> frozenset[bytes]:
+def _names(folder: int, db: sqlite3.Connection) -> frozenset[bytes]:
     """Of the placeholders that the catalog has in this folder, as they stand on disk."""
-    return frozenset(row.path + SUFFIX for row in folder.rows_below(b"", (State.PLACEHOLDER,)))
+    rows = files.walk(db, folder, states=(State.PLACEHOLDER,))
+    return frozenset(row.path + SUFFIX for row in rows)
 
 
 def _placeholders(folder: Folder) -> int:

@@ -26,6 +26,7 @@ from p2pstore.text import plural
 Json = dict[str, Any]
 
 DAY_S = 86_400.0
+MOST_LINES = 10_000  # of files in one answer
 STUBBORN = 3  # failures of a loop in a row: what fails once or twice mostly mends itself
 
 
@@ -142,13 +143,13 @@ def _copying(node: Node) -> str:
 
 
 def file_lines(node: Node, path: str, counted: Mapping[int, int]) -> list[Json]:
-    """One line for a file, or for everything below a directory (at most 10,000)."""
+    """One line for a file, or for everything below a directory (at most `MOST_LINES`)."""
     found = node.folders.of(path)
     if found is None:
         return [_unknown(path, "lies in no watched folder")]
     folder, relative = found
     states = tuple(state for state in State if state is not State.DELETED)
-    rows = folder.rows_below(relative, states)[:10_000]
+    rows = folder.rows_below(relative, states, limit=MOST_LINES)
     if not rows:
         return [_unwritten(folder, path, relative)]
 

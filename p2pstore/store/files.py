@@ -335,6 +335,20 @@ def counts(db: sqlite3.Connection, folder: int, prefix: bytes = b"") -> list[Cou
     return [Count(*row) for row in db.execute(query, (folder, *bounds))]
 
 
+def total(
+    db: sqlite3.Connection, folder: int, path: bytes, states: Sequence[str]
+) -> tuple[int, int]:
+    """(files, bytes of their contents) at a path and beneath it, of those in these states."""
+    low, high = below(path)
+    query = (
+        "SELECT count(*), coalesce(sum(file_size), 0) FROM files"
+        " WHERE folder=? AND (path=? OR path>=? AND path<?)"
+        f" AND state IN ({','.join('?' * len(states))})"
+    )
+    count, size = db.execute(query, (folder, path, low, high, *states)).fetchone()
+    return int(count), int(size)
+
+
 def forget(db: sqlite3.Connection, ids: Sequence[int]) -> None:
     """Remove the rows and their references; nothing is kept of them."""
     keys = [(file,) for file in ids]

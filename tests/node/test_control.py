@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import partialmethod
+from typing import Any
 
 import pytest
 
+from p2pstore.folders import Folder
 from tests.node.conftest import CONTENTS, Place
 from tests.node.test_carriers import ask
 
@@ -59,3 +62,37 @@ async def test_evict_without_paths_means_everything(
         monkeypatch.setattr(node.maintenance, "evict", evict)
         await ask(node, "evict")
     assert asked == [[]]
+
+
+async def test_a_folder_is_gone_through_page_by_page(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command about a whole folder meets each file once, however many pages there are."""
+    monkeypatch.setattr(Folder, "rows_below", partialmethod(Folder.rows_below, limit=1))
+    said: list[dict[str, Any]] = []
+    paths = [os.fspath(place.folder)]
+    async with place.running() as node:
+        await place.filled(node)
+        brought = await node.folders.hydrate(paths, said.append)
+        assert place.contents() == CONTENTS
+        again = await node.folders.hydrate(paths, lambda _: None)
+        replaced = await node.folders.dehydrate(paths, lambda _: None)
+        pinned = await node.folders.pin(paths, True, lambda _: None)
+    whole = {os.fsencode(place.folder / name) for name in CONTENTS}
+    assert sorted(one.path for one in brought) == sorted(whole)
+    assert {one.error for one in brought} == {None}
+    assert (said[-1]["files"], said[-1]["files_total"]) == (len(CONTENTS), len(CONTENTS))
+    assert said[-1]["bytes"] == said[-1]["bytes_total"] == sum(map(len, CONTENTS.values()))
+    assert again == []
+    assert replaced == dict.fromkeys(map(os.fsdecode, whole), "")
+    assert sorted(one.path for one in pinned) == sorted(whole)
+
+
+async def test_the_total_of_one_file_is_known_by_either_name(place: Place) -> None:
+    said: list[dict[str, Any]] = []
+    async with place.running() as node:
+        await place.filled(node)
+        for typed in ("a.txt", "sub/b.bin.f"):
+            await node.folders.hydrate([os.fspath(place.folder / typed)], said.append)
+            size = len(CONTENTS[typed.removesuffix(".f")])
+            assert (said[-1]["files_total"], said[-1]["bytes_total"]) == (1, size)

@@ -110,6 +110,18 @@ def test_directories_with_something_below(db: sqlite3.Connection, folder: int) -
     assert files.with_some_below(db, folder, asked) == [b"here"]
 
 
+def test_total_at_a_path_and_beneath_it(db: sqlite3.Connection, folder: int) -> None:
+    rows = [(b"a", 1), (b"a/b", 2), (b"a/c/d", 4), (b"a.x", 8), (b"ab", 16)]
+    files.upsert_many(db, [row(folder, path, file_size=size) for path, size in rows])
+    files.upsert_many(db, [row(folder, b"a/e", State.DELETED, file_size=32)])
+    known = (State.PROTECTED,)
+    assert files.total(db, folder, b"", known) == (5, 31)
+    assert files.total(db, folder, b"a", known) == (3, 7)
+    assert files.total(db, folder, b"a.x", known) == (1, 8)
+    assert files.total(db, folder, b"a/e", known) == (0, 0)
+    assert files.total(db, folder, b"a", (State.DELETED,)) == (1, 32)
+
+
 def test_counts_by_state_and_reason(db: sqlite3.Connection, folder: int) -> None:
     files.upsert_many(
         db,
