@@ -42,7 +42,7 @@ static:
 
 .PHONY: dynamic
 dynamic:
-	"$(PY)" -m pytest -n $(JOBS) --dist loadfile -q --durations=10 -rs $(PYTEST)
+	"$(PY)" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -q --durations=10 -rs $(PYTEST)
 
 .PHONY: format
 format: env
