@@ -84,8 +84,8 @@ class Folders:
                 db, FolderId(entry.folder_id), path, entry.name, settings, entry.folder_id
             )
         ).result()
-        if entry.paused:
-            self._catalog.write(lambda db: folders.set_paused(db, row, entry.paused)).result()
+        # HOME says it; between the two a crash may have come.
+        self._catalog.write(lambda db: folders.set_paused(db, row, entry.paused)).result()
         folder = Folder(entry, row, self._parts)
         self._registry.put(folder)
         if self._group is not None:
@@ -266,11 +266,16 @@ class Folders:
             news = {"stage": "lay", "files": done, "files_total": total}
             loop.call_soon_threadsafe(progress, news)
 
-        def work(ring: Keyring) -> LaidOut:
+        def work(ring: Keyring, now_ms: int) -> LaidOut:
             with closing(_root_of(folder)) as root:
-                return lay_out(root, self._catalog, folder.row, ring, tell)
+                return lay_out(root, self._catalog, folder.row, ring, tell, now_ms=now_ms)
 
-        return await folder.in_thread(work, self._parts.ring())
+        # What a crash left in its trash is looked at first: it must not meet what is done here.
+        await folder.looked_at()
+        laid = await folder.in_thread(work, self._parts.ring(), self._parts.now_ms())
+        for batch in laid.trashed:
+            folder.trash_waits(batch)
+        return laid
 
     async def is_there(self, folder: Folder, path: bytes) -> bool:
         """Whether a file that can have no placeholder is back already."""

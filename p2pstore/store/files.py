@@ -17,6 +17,9 @@ from p2pstore.ids import FileId
 from p2pstore.store.rows import below, rows_in
 
 PAGE: Final = 2000  # rows fetched at a time by walks over a whole folder
+OLD_DOT: Final = "its .f is of an earlier version"
+"""The reason of a placeholder whose row became newer than the `.f` on the disk, until the new one
+is laid there: whoever opens it meanwhile gets the row's version."""
 
 
 class State(StrEnum):
@@ -194,6 +197,12 @@ def without_place(
 
 def set_place(db: sqlite3.Connection, file: int, manifest_ref: bytes) -> None:
     db.execute("UPDATE files SET manifest_ref=? WHERE id=?", (manifest_ref, file))
+
+
+def outdated(db: sqlite3.Connection, ids: Sequence[int]) -> set[int]:
+    """Those of the rows whose `.f` on the disk says an earlier version (`OLD_DOT`)."""
+    query = "SELECT id FROM files WHERE reason=? AND id IN ({keys})"
+    return {number for (number,) in rows_in(db, query, ids, (OLD_DOT,))}
 
 
 def page(
