@@ -171,6 +171,15 @@ def by_file_id(db: sqlite3.Connection, folder: int, file_id: FileId) -> list[Fil
     return [FileRow(*row) for row in db.execute(query, (folder, file_id))]
 
 
+def versions_of(
+    db: sqlite3.Connection, folder: int, ids: Sequence[FileId]
+) -> Iterator[tuple[FileId, bytes, bytes]]:
+    """(file id, path, version) of every row of the folder that says it is one of these files, the
+    marks of deletions too. One look through the whole folder, however many they are."""
+    query = "SELECT file_id, path, version FROM files WHERE folder=? AND file_id IN ({keys})"
+    return rows_in(db, query, ids, (folder,))
+
+
 def manifest(db: sqlite3.Connection, file: int) -> bytes | None:
     row = db.execute("SELECT raw FROM manifests WHERE file=?", (file,)).fetchone()
     return None if row is None else bytes(row[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat as stat_module
@@ -106,6 +107,28 @@ class Disk:
         if seen is None or (seen.size <= MAX_READ and looks_like_manifest(self.start_of(path, 64))):
             return None
         return seen
+
+    def blocks(self, path: bytes) -> bool:
+        """Whether something on the way to the path is no directory, as it is at this moment."""
+        try:
+            self._look(path)
+        except OSError as exc:
+            return exc.errno in (errno.ENOTDIR, errno.ELOOP)
+        return False
+
+    def is_free(self, path: bytes) -> bool:
+        """Whether nothing whatever bears the name at this moment, or is in its way."""
+        try:
+            self._look(path)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def _look(self, path: bytes) -> None:
+        if self.root is not None:
+            os.close(self.root.open(path, os.O_PATH | os.O_NOFOLLOW))
 
     def is_there(self, path: bytes) -> bool:
         """Under its own name or as a placeholder."""
