@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from p2pstore.clock import SystemClock
-from p2pstore.folders import batching, looking
+from p2pstore.folders import batching, folder, looking
 from p2pstore.placement import UNWRITABLE, Root
 from p2pstore.store import State, blocks, files
 from p2pstore.watch import OpenWatcher, Seen
@@ -420,3 +421,31 @@ async def test_a_folder_is_never_called_settled_between_rest_and_batch(
     await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
     assert claims
     assert not any(claims)
+
+
+async def test_a_folder_rests_when_what_is_being_concluded_has_ended(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion that was about to be written down must not meet rows that came later."""
+    concluding, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: Any) -> None:
+        concluding.set()
+        await may_end.wait()
+
+    monkeypatch.setattr(folder, "conclude", slow)
+    watched.folder.ask_rescan("the test asks")
+    await concluding.wait()
+    resting = asyncio.create_task(watched.folder.rest())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not resting.done()
+    may_end.set()
+    assert await resting
+    concluding.clear()
+    watched.folder.ask_rescan("the test asks")
+    await watched.until(lambda: watched.folder.is_settled())
+    assert not concluding.is_set()
+    watched.folder.set_paused("paused by its owner")
+    assert not await watched.folder.rest()
+    assert watched.folder.entry.paused == "paused by its owner"

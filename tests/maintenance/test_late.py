@@ -519,15 +519,14 @@ async def test_a_row_that_changed_since_it_was_judged_is_judged_anew(lost: Lost)
 
     class Racing(Hand):
         async def take(self, folder: FolderId, paths: Sequence[bytes]) -> Collection[bytes]:
-            hydrated(lost, "a.txt", b"one")
+            if lost.world.file("a.txt").state == State.PLACEHOLDER:
+                self.row = hydrated(lost, "a.txt", b"one")
             return paths
 
-    done = await tell(lost, newer, hand=Racing(lost))
-    assert (brought(done), done.unread) == (0, 1)
-    row = lost.world.file("a.txt")
-    assert (row.state, row.hash) != (State.PLACEHOLDER, second.hash)
-    await tell(lost, newer)
-    assert lost.world.file("a.txt") == row
+    hand = Racing(lost)
+    done = await tell(lost, newer, hand=hand)
+    assert (brought(done), done.unread) == (1, 0)
+    assert lost.world.file("a.txt") == hand.row
     assert lost.world.file("a.conflict.txt").hash == second.hash
 
 
@@ -581,6 +580,35 @@ async def test_a_head_that_came_to_home_is_read_too(lost: Lost) -> None:
     lost.is_lost(old)
     lost.world.home.write_head(lost.world.folder_id, lost.node_id, newer)
     assert brought(await tell(lost)) == 1
+
+
+async def test_a_catalog_that_is_made_anew_leaves_it_to_the_later_reading(lost: Lost) -> None:
+    """A rebuild would take the original for what follows a version that its owner never saw."""
+    first = lost.has("a.txt", b"one")
+    old = lost.index()
+    second = lost.has("a.txt", b"two")
+    newer = lost.index()
+    lost.is_lost(old)
+    hydrated(lost, "a.txt", b"one")
+    lost.world.home.write_head(lost.world.folder_id, lost.node_id, newer)
+    lost.world.lose_catalog()
+    lost.world.rebuild()
+    assert lost.world.file("a.txt").hash == first.hash
+    await tell(lost)
+    assert lost.world.file("a.txt").hash == first.hash
+    assert lost.world.file("a.conflict.txt").hash == second.hash
+
+
+def test_a_placeholder_that_is_older_than_the_list_does_not_bring_old_bytes(lost: Lost) -> None:
+    """Whatever put it there."""
+    first = lost.has("a.txt", b"one")
+    second = lost.has("a.txt", b"two")
+    lost.is_lost(lost.index())
+    (lost.world.folder / "a.txt.f").write_bytes(first.manifest)
+    lost.world.lose_catalog()
+    lost.world.rebuild()
+    row = lost.world.file("a.txt")
+    assert (row.hash, row.reason) == (second.hash, files.OLD_DOT)
 
 
 # -- whose -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from p2pstore.errors import PeerUnreachable
 from p2pstore.ids import BlockId, BundleId, NodeId, PublicKey, Tag
 from p2pstore.maintenance import Loop, aliases, rebuild_state
 from p2pstore.node import rebuilding
+from p2pstore.node.laying import Laying
 from p2pstore.node.rebuilding import Completing
 from p2pstore.store import BundleState, DiskBundles, blocks
 from tests.maintenance.test_rebuild import evict
@@ -61,6 +62,7 @@ class Around:
             folders=SimpleNamespace(all=lambda: [SimpleNamespace(ask_rescan=self.rescan)]),
         )
         self.node = node
+        node.laying = Laying(node)
         return Completing(node)
 
     def rescan(self, reason: str, *, judge_anew: bool) -> None:

@@ -355,6 +355,8 @@ class Filer:
             if chunks is not None or dot is None or beside is None or not _same_file(beside, found):
                 there = original if chunks is not None else NO_IDENTITY
                 row = row._replace(state=State.PROTECTED, reason=IN_WORK, last_use=self._now_ms)
+        if row.state == State.PLACEHOLDER and beside is not None and beside.raw != found.raw:
+            row = row._replace(reason=files.OLD_DOT)
         row = row._replace(
             size=there.size, ino=there.ino, mtime_ns=there.mtime_ns, ctime_ns=there.ctime_ns
         )

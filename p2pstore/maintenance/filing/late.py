@@ -37,6 +37,8 @@ from p2pstore.maintenance.filing.rows import VERSION, Filed
 from p2pstore.placement import SUFFIX, beside, marked_names
 from p2pstore.store import Catalog, FileRow, State, files
 
+TRIES = 3  # a look at the folder may change a row between judging and writing
+
 Version = Mapping[NodeId, int]
 
 
@@ -110,6 +112,7 @@ class _Known(NamedTuple):
 
 
 class _Judged(NamedTuple):
+    line: IndexLine
     filed: Filed
     was: FileRow | None  # the row by which it was judged
 
@@ -137,12 +140,20 @@ class Late:
         lines = self._filer.lines(manifest)
         while batch := list(islice(lines, BATCH)):
             self._names = {line.path for line in batch}
-            known = self._catalog.view(partial(self._look, batch))
-            news = [line for line in batch if is_news(line, *self._of(line, known))]
-            raws = self._filer.manifests(news)
-            judged = [self._judge(line, raws.get(line.path), known) for line in news]
-            self._write([one for one in judged if one is not None])
+            for _ in range(TRIES):
+                batch = self._batch(batch)
+            self._filer.miss(len(batch))
         return self._filer.unread == before
+
+    def _batch(self, lines: Sequence[IndexLine]) -> list[IndexLine]:
+        """Those that must be judged anew: somebody was at work on what they are about."""
+        if not lines:
+            return []
+        known = self._catalog.view(partial(self._look, lines))
+        news = [line for line in lines if is_news(line, *self._of(line, known))]
+        raws = self._filer.manifests(news)
+        judged = [self._judge(line, raws.get(line.path), known) for line in news]
+        return self._write([one for one in judged if one is not None])
 
     # -- what is known ----------------------------------------------------------------------------
 
@@ -186,7 +197,7 @@ class Late:
             names = (line.path, line.path + SUFFIX)
             if not all(map(self._disk.is_free, names)):
                 return None
-            return _Judged(self._filer.mark(self._folder, self._disk, line, raw), None)
+            return _Judged(line, self._filer.mark(self._folder, self._disk, line, raw), None)
         found = self._filer.found(line, raw)
         if found is None:
             self._filer.miss()
@@ -201,25 +212,24 @@ class Late:
             if path is None:
                 self._filer.miss()
                 return None
-            judged = _Judged(self._file(found._replace(path=path)), None)
+            judged = _Judged(line, self._file(found._replace(path=path)), None)
         else:
-            judged = _Judged(self._of_row(found, row, lies), row)
+            judged = _Judged(line, self._of_row(found, row), row)
         # Without the lists of its blocks nobody could bring it back.
         return judged if self._filer.unread == before else None
 
-    def _of_row(self, found: Found, row: FileRow | None, lies: Lies) -> Filed:
+    def _of_row(self, found: Found, row: FileRow | None) -> Filed:
         if row is not None and row.state == State.DELETED:
             # Newer than the deletion, too, which others may have heard of.
             version = merge_versions(found.version, _decoded(row.version))
             found = found._replace(version=version)
         filed = self._file(found)
         new = filed.row
-        if new.state == State.PLACEHOLDER and (
-            lies is Lies.EARLIER or (row is not None and row.state == State.PLACEHOLDER)
-        ):
-            new = new._replace(reason=files.OLD_DOT)
         if row is not None and row.state == State.PLACEHOLDER:
             new = new._replace(pinned=row.pinned)
+            if new.state == State.PLACEHOLDER:
+                # Whatever was seen there: a `.f` of the earlier version may have been laid since.
+                new = new._replace(reason=files.OLD_DOT)
         elif row is not None and row.state != State.DELETED:
             # The original stays what it is, and as it was recorded.
             new = row._replace(
@@ -255,17 +265,18 @@ class Late:
 
     # -- acting -----------------------------------------------------------------------------------
 
-    def _write(self, judged: Sequence[_Judged]) -> None:
+    def _write(self, judged: Sequence[_Judged]) -> list[IndexLine]:
+        """Those that were not written."""
         is_to_lay = any(one.filed.row.state != State.DELETED for one in judged)
         if is_to_lay and not self._hand.open_again():
-            self._filer.miss(len(judged))
-            return
+            return [one.line for one in judged]
         taken = self._hand.take([one.filed.row.path for one in judged])
         try:
-            free = [one for one in judged if one.filed.row.path in taken]
+            free = [(one.filed, one.was) for one in judged if one.filed.row.path in taken]
             written = self._filer.rows.write_as_judged(free)
         finally:
             self._hand.let_go(taken)
-        self._came.update(one.row.path for one in written)
-        self._filer.miss(len(judged) - len(written))
+        came = {one.row.path for one in written}
+        self._came |= came
         self.files += sum(one.row.state != State.DELETED for one in written)
+        return [one.line for one in judged if one.filed.row.path not in came]
