@@ -97,8 +97,12 @@ def lay_out(
     tell: Callable[[int, int], None],
     *,
     now_ms: int,
+    reads: Callable[[bytes], None] = lambda name: None,
 ) -> LaidOut:
-    """Lay out everything; `tell` hears (done, of how many). Blocks, for minutes perhaps."""
+    """Lay out everything; `tell` hears (done, of how many), `reads` which `.f` is about to be read.
+
+    Blocks, for minutes perhaps.
+    """
     total = catalog.view(partial(_absent, folder))
     placeholders = links = done = 0
     failed: list[tuple[bytes, str]] = []
@@ -110,7 +114,9 @@ def lay_out(
         wanted = [row for row in absent if row.kind == files.Kind.LINK]
         links += _lay_links(root, catalog, wanted, failed)
         batch = [row for row in absent if row.state == State.PLACEHOLDER]
-        placeholders += _lay_batch(root, catalog, batch, ring, failed, trashed, now_ms)
+        placeholders += _lay_batch(
+            root, catalog, batch, ring, failed, trashed, now_ms=now_ms, reads=reads
+        )
         done += len(absent)
         tell(done, total)
     return LaidOut(placeholders, links, tuple(failed), tuple(trashed))
@@ -148,7 +154,9 @@ def _lay_batch(
     ring: Keyring,
     failed: list[tuple[bytes, str]],
     trashed: list[Trashed],
+    *,
     now_ms: int,
+    reads: Callable[[bytes], None],
 ) -> int:
     raws = catalog.view(lambda db: files.manifests(db, [row.id for row in rows]))
     taken = catalog.view(partial(_taken, rows))
@@ -169,7 +177,9 @@ def _lay_batch(
         return _is_earlier(raw, manifests[path], ring)
 
     batch = f"{now_ms:013d}-{os.urandom(3).hex()}"
-    laid, not_laid, aside = lay_placeholders(root, wanted, batch=batch, is_earlier=is_earlier)
+    laid, not_laid, aside = lay_placeholders(
+        root, wanted, batch=batch, is_earlier=is_earlier, reads=reads
+    )
     numbers = {row.path: row.id for row in rows}
     on_disk = [(numbers[one.path], State.PLACEHOLDER, *one.identity) for one in laid]
     body = Body(root.folder_id, batch, tuple(Item.of(path, there) for path, there in aside))

@@ -266,9 +266,14 @@ class Folders:
             news = {"stage": "lay", "files": done, "files_total": total}
             loop.call_soon_threadsafe(progress, news)
 
+        def reads(name: bytes) -> None:
+            self._parts.opens.mark_own(os.fsencode(folder.path) + b"/" + name)
+
         def work(ring: Keyring, now_ms: int) -> LaidOut:
             with closing(_root_of(folder)) as root:
-                return lay_out(root, self._catalog, folder.row, ring, tell, now_ms=now_ms)
+                return lay_out(
+                    root, self._catalog, folder.row, ring, tell, now_ms=now_ms, reads=reads
+                )
 
         # What a crash left in its trash is looked at first: it must not meet what is done here.
         await folder.looked_at()

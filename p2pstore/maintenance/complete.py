@@ -113,11 +113,13 @@ async def complete_with_holdings(
     asked: Callable[[], Sequence[NodeId]] = lambda: (),
     reopening: Reopening | None = None,
     present: Collection[NodeId] = (),
+    reads: Callable[[bytes], None] = lambda name: None,
     progress: Progress = lambda _: None,
 ) -> Completed:
     """Ask everybody that `holdings` and `heads` reach; afterwards nothing is pending any more, and
     the catalog remembers those that were `asked`, which is called at the end. Lists of lost devices
-    are read with `reopening` only, and not those of devices that are `present`.
+    are read with `reopening` only, and not those of devices that are `present`. `reads` hears the
+    name of each placeholder that is read.
 
     An error of theirs ends it with everything recorded so far; call it again. Have all folders
     scanned afterwards when `files` or `doubtful` is not 0.
@@ -141,7 +143,7 @@ async def complete_with_holdings(
         return _Filing(catalog, store, author, ring, judge, clock, source, loop, progress)
 
     filing = await in_thread(pool, begin)
-    read = await in_thread(pool, filing.read, home, told, reopening, present)
+    read = await in_thread(pool, filing.read, home, told, reopening, present, reads)
     if await in_thread(pool, catalog.view, _missing):
         # Indexes that were read only now name bundles that other devices opened: who has those?
         await ask()
@@ -293,6 +295,7 @@ class _Filing:
         told: Sequence[bytes],
         reopening: Reopening | None,
         present: Collection[NodeId],
+        reads: Callable[[bytes], None],
     ) -> _Read:
         """File what the heads name; nothing is concluded from what is still missing."""
         filer = self._filer
@@ -311,7 +314,7 @@ class _Filing:
             is_pending = entry.folder_id in left.folders
             if row is None or not (is_pending or folder_id in heads or folder_id in late):
                 continue
-            unread, disk = filer.unread, Disk(entry)
+            unread, disk = filer.unread, Disk(entry, reads)
             try:
                 for one in heads.get(folder_id, ()):
                     filer.index(row.id, disk, one.manifest, of_this_device=True)

@@ -195,6 +195,7 @@ async def ask(node: Node, connected: set[NodeId], say: Say) -> Completed:
             asked=lambda: list(said),
             reopening=laying,
             present=present,
+            reads=node.opens.mark_own,
             progress=lambda done: say("files what it hears", done.get("files")),
         )
         for later in completed.later:

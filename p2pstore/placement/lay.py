@@ -49,12 +49,13 @@ def lay_placeholders(
     *,
     batch: str,
     is_earlier: IsEarlier,
+    reads: Callable[[bytes], None],
 ) -> LaidAll:
     """Make `path.f` of each (path, bytes of its `.f`, mtime in ns), durably.
 
     Those that are not there then: something has the name, the name is too long. What `is_earlier`
-    gives way, into the trash of `batch`. ENOSPC and the like end it; what was made before stays,
-    and a repetition goes on.
+    gives way, into the trash of `batch`; `reads` hears which `.f` is about to be read. ENOSPC and
+    the like end it; what was made before stays, and a repetition goes on.
     """
     made: list[tuple[bytes, Nameless]] = []
     failed: list[tuple[bytes, str]] = []
@@ -83,6 +84,7 @@ def lay_placeholders(
                     file.link(directories, directory, name + SUFFIX)
                     laid.append(Laid(path, Identity.of(os.fstat(file.fd))))
                 except FileExistsError:
+                    reads(path + SUFFIX)
                     there = _laid_before(directory, name + SUFFIX, raws[path])
                     if there is None and _change(directories, batch, path, file, is_earlier):
                         there = Identity.of(os.fstat(file.fd))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable
 
 import pytest
 
@@ -25,8 +26,10 @@ def rows(made: World) -> list[FileRow]:
     return made.catalog.view(lambda db: list(files.walk(db, made.row)))
 
 
-def lay(made: World) -> LaidOut:
-    return lay_out(made.root, made.catalog, made.row, RING, lambda done, total: None, now_ms=1)
+def lay(made: World, reads: Callable[[bytes], None] = lambda name: None) -> LaidOut:
+    return lay_out(
+        made.root, made.catalog, made.row, RING, lambda *news: None, now_ms=1, reads=reads
+    )
 
 
 def replaced(made: World, *names: bytes) -> None:
@@ -124,7 +127,9 @@ def manifest_of(made: World, row: FileRow) -> bytes | None:
 
 def test_the_placeholder_of_an_earlier_version_gives_way(made: World) -> None:
     first = outdated(made, b"sub/a")
-    laid = lay(made)
+    read: list[bytes] = []
+    laid = lay(made, read.append)
+    assert read == [b"sub/a.f"], "nobody asked for it: that is said before it is opened"
     (row,) = rows(made)
     assert (laid.placeholders, laid.failed, row.reason) == (1, (), "")
     assert made.at(b"sub/a.f").read_bytes() == manifest_of(made, row) != first

@@ -239,7 +239,9 @@ async def test_a_placeholder_becomes_one_of_the_newer_version(lost: Lost) -> Non
     lost.is_lost(old)
     dot = lost.world.folder / "a.txt.f"
     assert dot.read_bytes() == first.manifest
-    await tell(lost, newer)
+    read: list[bytes] = []
+    await tell(lost, newer, reads=read.append)
+    assert set(read) == {os.fsencode(dot)}, "nobody asked for it: that is said before it is opened"
     row = lost.world.file("a.txt")
     assert (row.state, row.hash, row.reason) == (State.PLACEHOLDER, second.hash, files.OLD_DOT)
     (past,) = lost.world.catalog.view(lambda db: files.history(db, row.folder, b"a.txt"))

@@ -154,7 +154,12 @@ async def until(what: Callable[[], object]) -> None:
 
 
 def visible(place: Place) -> set[str]:
-    return set(place.contents())
+    """What there is; nothing is opened, which would bring it back."""
+    return {
+        os.path.relpath(path, place.folder)
+        for path in place.folder.rglob("*")
+        if path.is_file() and ".p2pstore" not in path.parts
+    }
 
 
 def followed(place: Place) -> Followed:

@@ -59,6 +59,7 @@ class Around:
             ),
             maintenance=SimpleNamespace(rebuilding=True, changed=lambda: None),
             completed=asyncio.Event(),
+            opens=SimpleNamespace(mark_own=lambda name: None),
             folders=SimpleNamespace(all=lambda: [SimpleNamespace(ask_rescan=self.rescan)]),
         )
         self.node = node

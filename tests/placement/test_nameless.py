@@ -103,6 +103,7 @@ def test_placeholders_are_written_in_every_way(root: Root, way: str) -> None:
         [(b"sub/two", b"two", 7), (b"sub/one", b"1", 7)],
         batch="b",
         is_earlier=lambda path, raw: False,
+        reads=lambda name: None,
     )
     assert aside == []
     assert [one.path for one in laid] == [b"sub/two"]

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat as stat_module
+from collections.abc import Callable
 from pathlib import Path
 
 from p2pstore.content import MAX_READ, looks_like_manifest
@@ -21,9 +22,17 @@ NO_IDENTITY = Seen(b"", 0, 0, 0, 0, 0, 0, 0, 0)  # of a path at which nothing li
 
 
 class Disk:
-    """What lies in one watched folder now. `root` is None when the folder is not there."""
+    """What lies in one watched folder now. `root` is None when the folder is not there.
 
-    def __init__(self, entry: WatchedFolder) -> None:
+    `reads` hears the whole name of each placeholder that is about to be read here: where opens are
+    listened to, nobody asks for it.
+    """
+
+    def __init__(
+        self, entry: WatchedFolder, reads: Callable[[bytes], None] = lambda name: None
+    ) -> None:
+        self._reads = reads
+        self._path = os.fsencode(entry.path) + b"/"
         self.root: Root | None = None
         self.seen: dict[bytes, Seen] = {}  # regular files
         self.links: dict[bytes, Seen] = {}
@@ -88,6 +97,7 @@ class Disk:
         seen = self.seen.get(path + SUFFIX)
         if seen is None or seen.size > MAX_READ:
             return None
+        self._reads(self._path + path + SUFFIX)
         raw = self.start_of(path + SUFFIX, MAX_READ + 1)
         return raw if looks_like_manifest(raw) else None
 
