@@ -14,6 +14,7 @@ import pytest
 
 from p2pstore.clock import SystemClock
 from p2pstore.folders import batching, folder, looking
+from p2pstore.folders.taking import decode_version, encode_version
 from p2pstore.placement import UNWRITABLE, Root
 from p2pstore.store import State, blocks, files
 from p2pstore.watch import OpenWatcher, Seen
@@ -126,6 +127,22 @@ async def test_damaged_copy_of_a_placeholder_is_not_taken_as_content(watched: Wa
     await watched.until(lambda: watched.state(b"one.f.damaged-1") == State.SKIPPED)
     await watched.settled()
     assert made.names() == {b"one.f", b"one.f.damaged-1"}
+
+
+def test_the_next_version_is_newer_than_the_row_whatever_its_manifest_says(made: World) -> None:
+    """It came back from a deletion that others may have heard of."""
+    made.write("one", b"content")
+    made.replace("one")
+    row = made.file_row("one")
+    assert row is not None
+    (device,) = decode_version(row.version)
+    raised = encode_version({device: 7})
+    made.catalog.write(lambda db: files.upsert_many(db, [row._replace(version=raised)])).result()
+    made.write("one", b"edited")
+    made.replace("one")
+    row = made.file_row("one")
+    assert row is not None
+    assert decode_version(row.version) == {device: 8}
 
 
 async def test_deleted_placeholder_is_kept_in_the_history(watched: Watched) -> None:
