@@ -7,9 +7,9 @@
     words.txt           the 24 words until they are confirmed                         0600
     words.confirmed     empty; this device's owner has confirmed them
     incarnation         decimal; raised at each rebuild or restore, never lowered
-    folders.json        the watched folders: id, path, name, settings, marker
+    folders.json        the watched folders: id, path, name, settings, marker, whom they follow
     heads/              the newest head of each folder and device, one file each
-    recovering          empty; a recovery from the words is not finished
+    recovering          empty; a recovery from the words is not finished, or open again
     lock                held (flock) by the one process that works here
     catalog.sqlite, bundles/, held/, leaving, peers.json, dht.state, announced belong to other
                         modules
@@ -59,8 +59,20 @@ RECOVERING = "being recovered"
 """Why a folder is paused whose placeholders are still to be laid out (WatchedFolder.paused)."""
 
 
+class Followed(msgspec.Struct, frozen=True, array_like=True):
+    """How far another device's heads of a folder have been read here."""
+
+    device: bytes
+    incarnation: int
+    seq: int
+
+
 class WatchedFolder(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder that this device watches. `marker` is its root's marker file's content."""
+    """A folder that this device watches. `marker` is its root's marker file's content.
+
+    One that was recovered from the words goes on where lost devices ended: what is later than
+    `follows`, or of a device that is not among them and later than `as_of_ns`, is still read.
+    """
 
     folder_id: bytes
     path: str
@@ -68,6 +80,8 @@ class WatchedFolder(msgspec.Struct, frozen=True, kw_only=True):
     settings: FolderSettings
     paused: str = ""  # why, when it waits for the owner
     removed: bool = False  # no longer watched; its placeholders' blocks are kept
+    follows: tuple[Followed, ...] = ()  # empty: nobody; it was not recovered
+    as_of_ns: int = 0  # when the list was written that the recovery began with
 
 
 class Home:

@@ -169,14 +169,18 @@ class Bringing:
         """The manifests as they lie on disk. Runs in a thread."""
         outcomes: list[_Read | P2PStoreError] = []
         rows = [placeholder.row.id for placeholder in placeholders if placeholder.row is not None]
-        recorded = self._catalog.view(lambda db: files.manifests(db, rows))
+        recorded, outdated = self._catalog.view(
+            lambda db: (files.manifests(db, rows), files.outdated(db, rows))
+        )
         with Directories(root) as directories:
             for placeholder in placeholders:
                 row = placeholder.row
                 try:
                     raw = _read_raw(directories, placeholder.name)
-                    is_recorded = row is not None and recorded.get(row.id) == raw
-                    opened = self._restore.open(raw, is_recorded=is_recorded)
+                    said = recorded.get(row.id) if row is not None else None
+                    # The `.f` that lies there is older than what is known: never old bytes.
+                    meant = said if row is not None and row.id in outdated and said else raw
+                    opened = self._restore.open(meant, is_recorded=meant == said)
                     outcomes.append(_Read(placeholder, raw, opened))
                 except P2PStoreError as exc:
                     outcomes.append(exc)

@@ -43,6 +43,15 @@ class Contents:
         """Whether the placeholder of this absolute name is being brought back."""
         return name in self._landing
 
+    def hold(self, names: Collection[bytes]) -> set[bytes]:
+        """Those of the placeholders that nobody brings back; nobody will before `let_go`."""
+        free = set(names) - self._landing
+        self._landing |= free
+        return free
+
+    def let_go(self, names: Collection[bytes]) -> None:
+        self._landing.difference_update(names)
+
     # -- bring back -------------------------------------------------------------------------------
 
     async def hydrate(self, paths: Sequence[str], progress: Progress) -> list[Brought]:
@@ -69,9 +78,9 @@ class Contents:
         self, folder: Folder, root: Root, placeholders: Sequence[Placeholder], tell: _Tally
     ) -> AsyncIterator[Brought]:
         whole = os.fsencode(folder.path) + b"/"
-        placeholders = [p for p in placeholders if whole + p.name not in self._landing]
-        names = {whole + p.name for p in placeholders}
-        self._landing |= names
+        # What is read of them is read after this: it is as whoever held them has left it.
+        names = self.hold([whole + p.name for p in placeholders])
+        placeholders = [p for p in placeholders if whole + p.name in names]
         for name in names:
             self._parts.opens.mark_own(name)
         folder.begin_ours(p.target for p in placeholders)
@@ -88,7 +97,7 @@ class Contents:
                 done = Placeholder(brought.placeholder.name, None)
                 yield Brought(done, path, brought.size, brought.error)
         finally:
-            self._landing -= names
+            self.let_go(names)
             folder.end_ours(p.target for p in placeholders)
 
     async def _outside(self, path: str) -> AsyncIterator[Brought]:

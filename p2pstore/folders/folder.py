@@ -34,7 +34,7 @@ from p2pstore.folders.parts import Parts
 from p2pstore.folders.recovery import Recovery
 from p2pstore.folders.trash import Trash
 from p2pstore.folders.waiting import Waiting
-from p2pstore.home import WatchedFolder
+from p2pstore.home import RECOVERING, WatchedFolder
 from p2pstore.ids import FolderId
 from p2pstore.placement import SUFFIX, Identity, Root
 from p2pstore.store import FileRow, files, folders
@@ -63,6 +63,7 @@ class Folder:
         self._books = books = Books(entry.settings)
         self._looked_at = asyncio.Event()
         self._is_busy = False  # what was taken out of `waiting` is not in a batch yet
+        self._deciding = asyncio.Lock()  # held while it is concluded what is gone, and begun
         self._next_scan = 0.0
         self._next_presence = 0.0
         meeting = Meeting(
@@ -264,6 +265,16 @@ class Folder:
         self.entry = msgspec.structs.replace(self.entry, paused=why)
         self._books.hints.news.set()
 
+    async def rest(self) -> bool:
+        """It is being recovered again: nothing more is concluded or begun here on return.
+
+        False when it is paused for another reason. What a batch has in hand goes on.
+        """
+        async with self._deciding:
+            if self.entry.paused in ("", RECOVERING):
+                self.set_paused(RECOVERING)
+            return self.entry.paused == RECOVERING
+
     def accept_change(self) -> None:
         """The owner says that the mass change is meant."""
         self.losses.accept()
@@ -418,10 +429,11 @@ class Folder:
         await self._looking.look(root)
         if self.is_scanned:
             self._looked_at.set()
-        if not self.is_paused:
-            await self._conclude(root)
-        while not self.is_paused and await self._batching.begin(root, group):
-            pass
+        async with self._deciding:
+            if not self.is_paused:
+                await self._conclude(root)
+            while not self.is_paused and await self._batching.begin(root, group):
+                pass
         self._is_busy = False
         await self._trash.empty_due(root, room_is_short=self.waiting_for_room is not None)
         self._books.hints.news.clear()

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from p2pstore.folders.laying import LaidOut, is_there, lay_out, take_in
 from p2pstore.folders.parts import Parts
 from p2pstore.folders.preview import Preview, preview
 from p2pstore.folders.registry import Registry
-from p2pstore.home import RECOVERING, Home, WatchedFolder
+from p2pstore.home import RECOVERING, Followed, Home, WatchedFolder
 from p2pstore.ids import FolderId
 from p2pstore.placement import OWN, SUFFIX, Root
 from p2pstore.policy import refuse_folder
@@ -84,8 +84,8 @@ class Folders:
                 db, FolderId(entry.folder_id), path, entry.name, settings, entry.folder_id
             )
         ).result()
-        if entry.paused:
-            self._catalog.write(lambda db: folders.set_paused(db, row, entry.paused)).result()
+        # HOME says it; between the two a crash may have come.
+        self._catalog.write(lambda db: folders.set_paused(db, row, entry.paused)).result()
         folder = Folder(entry, row, self._parts)
         self._registry.put(folder)
         if self._group is not None:
@@ -266,11 +266,21 @@ class Folders:
             news = {"stage": "lay", "files": done, "files_total": total}
             loop.call_soon_threadsafe(progress, news)
 
-        def work(ring: Keyring) -> LaidOut:
-            with closing(_root_of(folder)) as root:
-                return lay_out(root, self._catalog, folder.row, ring, tell)
+        def reads(name: bytes) -> None:
+            self._parts.opens.mark_own(os.fsencode(folder.path) + b"/" + name)
 
-        return await folder.in_thread(work, self._parts.ring())
+        def work(ring: Keyring, now_ms: int) -> LaidOut:
+            with closing(_root_of(folder)) as root:
+                return lay_out(
+                    root, self._catalog, folder.row, ring, tell, now_ms=now_ms, reads=reads
+                )
+
+        # What a crash left in its trash is looked at first: it must not meet what is done here.
+        await folder.looked_at()
+        laid = await folder.in_thread(work, self._parts.ring(), self._parts.now_ms())
+        for batch in laid.trashed:
+            folder.trash_waits(batch)
+        return laid
 
     async def is_there(self, folder: Folder, path: bytes) -> bool:
         """Whether a file that can have no placeholder is back already."""
@@ -290,11 +300,37 @@ class Folders:
 
         await folder.in_thread(work)
 
-    async def recovered(self, folder: Folder) -> None:
-        """Everything lies in its place: watch it from now on."""
+    async def recovered(self, folder: Folder, follows: tuple[Followed, ...] | None = None) -> None:
+        """Everything lies in its place: watch it from now on. With `follows`, what has been read
+        lies there too; the two are recorded as one."""
         folder.losses.forget()  # looks met it half laid out: that was no change of somebody's
+        if follows is not None:
+            folder.entry = msgspec.structs.replace(folder.entry, follows=follows)
         await self._set_paused(folder, "")
         folder.ask_rescan("recovered")
+
+    def follow(self, folder: Folder, follows: tuple[Followed, ...]) -> None:
+        """What has been read of lost devices, and lies in its place."""
+        self._change(folder, follows=follows)
+
+    async def open_again(self, folder: Folder) -> bool:
+        """The folder rests, durably: more of it is to be laid out. False when it is paused already,
+        and not for that."""
+        if not await folder.rest():
+            return False
+        await self._set_paused(folder, RECOVERING)
+        return True
+
+    def hold(self, folder: Folder, paths: Sequence[bytes]) -> set[bytes]:
+        """Those that no batch has and whose placeholders nobody brings back; nobody will before
+        `let_go`. The folder rests, so that no batch begins."""
+        whole = os.fsencode(folder.path) + b"/"
+        free = {whole + path + SUFFIX: path for path in paths if not folder.is_in_flight(path)}
+        return {free[name] for name in self._contents.hold(free)}
+
+    def let_go(self, folder: Folder, paths: Collection[bytes]) -> None:
+        whole = os.fsencode(folder.path) + b"/"
+        self._contents.let_go({whole + path + SUFFIX for path in paths})
 
     async def _set_paused(self, folder: Folder, why: str) -> None:
         self._change(folder, paused=why)

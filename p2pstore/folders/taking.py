@@ -27,6 +27,7 @@ from p2pstore.content import (
     Opened,
     looks_like_manifest,
     manifest_hash,
+    merge_versions,
     open_manifest,
     sorted_xattrs,
 )
@@ -427,7 +428,10 @@ def _follows(row: FileRow | None, earlier: _Earlier | None) -> Version | None:
     """What the new content is the next version of; after a deletion a new file, not a lower one."""
     if earlier is not None:
         manifest = earlier.opened.manifest
-        return Version(manifest.file_id, manifest.version, manifest_hash(earlier.raw))
+        # A row may be of more than its manifest says: of a deletion that it came back from.
+        known = decode_version(row.version) if row is not None else {}
+        version = merge_versions(manifest.version, known)
+        return Version(manifest.file_id, version, manifest_hash(earlier.raw))
     if row is not None and row.state == State.DELETED:
         return Version(FileId(os.urandom(16)), decode_version(row.version), b"")
     return None

@@ -13,6 +13,7 @@ from p2pstore.maintenance.handing_over import HandingOver, Kept
 from p2pstore.maintenance.heal import Healer
 from p2pstore.maintenance.index import IndexWriter
 from p2pstore.maintenance.lapse import Lapser
+from p2pstore.maintenance.later import Absent, Later, Reopening
 from p2pstore.maintenance.letters import Letter, Letters
 from p2pstore.maintenance.loops import Loop, Loops, Report
 from p2pstore.maintenance.merge import Merger
@@ -35,6 +36,7 @@ from p2pstore.maintenance.verify import Problem
 from p2pstore.maintenance.world import World
 
 __all__ = [
+    "Absent",
     "Around",
     "Auditor",
     "Checked",
@@ -49,6 +51,7 @@ __all__ = [
     "Keeping",
     "Kept",
     "Lapser",
+    "Later",
     "Ledger",
     "Letter",
     "Letters",
@@ -65,6 +68,7 @@ __all__ = [
     "Refetcher",
     "Relief",
     "Renewer",
+    "Reopening",
     "Repairer",
     "Replicator",
     "Report",

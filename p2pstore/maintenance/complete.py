@@ -4,6 +4,7 @@
     holdings   which bundles each holder says it keeps for us: evicted files are known again
     merged     of what nobody says so: the bundles that it was merged into, by their signed lists
     blocks     of indexes, chunk lists and manifests that are not here
+    lists      of lost devices, whose folders were recovered from earlier ones (filing/late.py)
 
 What a holder says is no proof. Its copies are recorded as suspect, without receipt, and count again
 when an audit has been passed; which blocks are dead only a signed list says, when it is read
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -30,8 +31,9 @@ from p2pstore.home import Home
 from p2pstore.ids import BundleId, FolderId, NodeId, PublicKey, Tag
 from p2pstore.ingest import Author
 from p2pstore.maintenance import aliases, anew
-from p2pstore.maintenance.filing import Disk, Filer, Judge
+from p2pstore.maintenance.filing import Disk, Filer, Judge, Late
 from p2pstore.maintenance.heads import KnownHead, believed, newest_heads
+from p2pstore.maintenance.later import Absent, InHand, Later, Reopening, late_heads, read_late
 from p2pstore.maintenance.reaching import Reaching, meta_bundles
 from p2pstore.maintenance.rebuild import Progress, State, raise_incarnation, save_state, state
 from p2pstore.restore import BlockSource
@@ -91,6 +93,7 @@ class Completed(NamedTuple):
     files: int  # filed now
     doubtful: int  # originals whose blocks are nowhere: a scan takes them anew
     incarnation: int
+    later: tuple[Later, ...] = ()
 
 
 async def complete_with_holdings(
@@ -108,10 +111,15 @@ async def complete_with_holdings(
     heads: Heads,
     merged: Merged = none_merged,
     asked: Callable[[], Sequence[NodeId]] = lambda: (),
+    reopening: Reopening | None = None,
+    present: Collection[NodeId] = (),
+    reads: Callable[[bytes], None] = lambda name: None,
     progress: Progress = lambda _: None,
 ) -> Completed:
     """Ask everybody that `holdings` and `heads` reach; afterwards nothing is pending any more, and
-    the catalog remembers those that were `asked`, which is called at the end.
+    the catalog remembers those that were `asked`, which is called at the end. Lists of lost devices
+    are read with `reopening` only, and not those of devices that are `present`. `reads` hears the
+    name of each placeholder that is read.
 
     An error of theirs ends it with everything recorded so far; call it again. Have all folders
     scanned afterwards when `files` or `doubtful` is not 0.
@@ -135,7 +143,7 @@ async def complete_with_holdings(
         return _Filing(catalog, store, author, ring, judge, clock, source, loop, progress)
 
     filing = await in_thread(pool, begin)
-    read = await in_thread(pool, filing.read, home, told)
+    read = await in_thread(pool, filing.read, home, told, reopening, present, reads)
     if await in_thread(pool, catalog.view, _missing):
         # Indexes that were read only now name bundles that other devices opened: who has those?
         await ask()
@@ -248,6 +256,7 @@ class _Read(NamedTuple):
     state: State
     files: int  # filed by it
     incarnation: int
+    later: tuple[Later, ...]
 
 
 class _Filing:
@@ -269,6 +278,7 @@ class _Filing:
         self._ring = ring
         self._now_ms = int(clock.wall() * 1000)
         self._files = 0
+        self._loop = loop
         self._filer = Filer(
             catalog=catalog,
             local=Reaching(store, catalog.view(partial(meta_bundles, store)), source, loop),
@@ -279,30 +289,45 @@ class _Filing:
             report=lambda count: progress({"stage": "rebuild", "files": count}),
         )
 
-    def read(self, home: Home, told: Sequence[bytes]) -> _Read:
+    def read(
+        self,
+        home: Home,
+        told: Sequence[bytes],
+        reopening: Reopening | None,
+        present: Collection[NodeId],
+        reads: Callable[[bytes], None],
+    ) -> _Read:
         """File what the heads name; nothing is concluded from what is still missing."""
         filer = self._filer
         left = state(self._catalog) or State(self._now_ms, True, 0, home.incarnation())
         written = newest_heads(home.heads(), filer, self._ring)
         heads = self._to_read(left, written, told)
+        late: Mapping[FolderId, Sequence[KnownHead]] = {}
+        if reopening is not None:
+            late = late_heads(home, told, Absent(filer.node_id, present), filer, self._ring)
+        later: list[Later] = []
         pending: list[bytes] = []
         before = self._catalog.view(_files)
         for entry in home.folders():
             folder_id = FolderId(entry.folder_id)
             row = self._catalog.view(partial(_folder_row, folder_id))
             is_pending = entry.folder_id in left.folders
-            if row is None or not (is_pending or folder_id in heads):
+            if row is None or not (is_pending or folder_id in heads or folder_id in late):
                 continue
-            unread, disk = filer.unread, Disk(entry)
+            unread, disk = filer.unread, Disk(entry, reads)
             try:
                 for one in heads.get(folder_id, ()):
                     filer.index(row.id, disk, one.manifest, of_this_device=True)
                 if is_pending:
                     filer.lists_again(row.id)
+                if filer.unread > unread:
+                    pending.append(entry.folder_id)
+                if reopening is not None and folder_id in late:
+                    hand = InHand(folder_id, reopening, self._loop)
+                    filing = Late(filer, self._catalog, row.id, disk, hand)
+                    later.append(read_late(entry, filing, late[folder_id]))
             finally:
                 disk.close()
-            if filer.unread > unread:
-                pending.append(entry.folder_id)
         told_greatest = max(
             (one.head.incarnation for of in heads.values() for one in of), default=0
         )
@@ -318,7 +343,8 @@ class _Filing:
             heads=left.heads,
             asked=left.asked,
         )
-        return _Read(done, self._catalog.view(_files) - before, incarnation)
+        files = self._catalog.view(_files) - before
+        return _Read(done, files, incarnation, tuple(later))
 
     def finish(self, read: _Read, found: _Found, asked: Sequence[NodeId]) -> Completed:
         """These holders have said all that they could; nothing waits for the others."""
@@ -341,6 +367,7 @@ class _Filing:
             files=read.files,
             doubtful=doubtful,
             incarnation=read.incarnation,
+            later=read.later,
         )
 
     def _to_read(

@@ -316,6 +316,8 @@ def _folder(
     try:
         for one in heads:
             is_own = one.head.device == filer.node_id
+            if entry.follows and not is_own:
+                continue  # what it says beyond the own list is filed later, beside what is here
             filer.index(number, disk, one.manifest, of_this_device=is_own)
             if is_own:
                 for name in (f"index:{one.head.folder.hex()}", rebuild_root(one.head.folder)):

@@ -12,6 +12,7 @@ from p2pstore.members.recovering import (
     is_recovering,
     named_mistake,
     recovered,
+    recovering_again,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "named_mistake",
     "newcomer",
     "recovered",
+    "recovering_again",
 ]

@@ -7,11 +7,13 @@ the group's state, whose secrets are sealed to the recovery key too, and the hea
 The recovering device writes the next generation of the state, with itself as device and a new admin
 key; nobody is revoked by that. Of each folder it takes the newest head over as its own, signed
 anew, and makes the folder's directory; bundles, manifests and files follow when the node runs, as
-after the loss of a catalog. Folders of devices that are there themselves are left to them.
+after the loss of a catalog. Folders of devices that are there themselves are left to them. Which
+heads were heard of a folder is remembered with it: who has a newer one may only be late.
 
 The order in HOME: the mark `recovering`, the keys, heads, the list of folders, and the group's
 state last; with it HOME is complete. Whatever was cut short before that is begun anew. The mark is
-removed by the node, when every placeholder lies in its place.
+removed by the node, when every placeholder lies in its place; and made again, before anything else,
+when a late holder has more to tell.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ from p2pstore.errors import (
     Unavailable,
     UsageError,
 )
-from p2pstore.home import DO_NOT_DELETE, RECOVERING, Home, WatchedFolder
+from p2pstore.home import DO_NOT_DELETE, RECOVERING, Followed, Home, WatchedFolder
 from p2pstore.ids import FolderId, GroupId, NodeId, PublicKey, group_id_of, node_id_of
 from p2pstore.keys import (
     GroupState,
@@ -93,6 +95,17 @@ class _Found(NamedTuple):
     head: Head
     manifest: Manifest
     note: FolderNote
+
+    @property
+    def followed(self) -> Followed:
+        return Followed(self.head.device, *head_order(self.head))
+
+
+class _Chosen(NamedTuple):
+    """The newest head of a folder, and all that were heard of it."""
+
+    newest: _Found
+    heard: tuple[Followed, ...]
 
 
 class Recovery:
@@ -243,28 +256,28 @@ class Recovery:
         home.write_incarnation(1)
         chain = state.chain_of(self.public) or self._chain
         folders: list[WatchedFolder] = []
-        for found in chosen:
+        for found, heard in chosen:
             raw = seal_manifest(found.manifest, ring.current, self.device, chain, random(NONCE))
             head = Head(found.head.folder, self.node_id, 1, 1, raw)
             signed = encode_head(sign_head(head, self.device, chain))
             home.write_head(head.folder, self.node_id, signed)
-            folders.append(_make_folder(found, place))
+            folders.append(_make_folder(found, heard, place))
         home.write_folders(folders)
         home.confirm_words()  # whoever typed them all has them
         home.write_state(state.raw)
-        as_of = tuple(found.manifest.meta.mtime_ns / 1e9 for found in chosen)
+        as_of = tuple(folder.as_of_ns / 1e9 for folder in folders)
         return Recovered(self.group_id, name, tuple(folders), left, as_of)
 
     def _choose(
         self, state: GroupState, ring: Keyring
-    ) -> tuple[list[_Found], tuple[tuple[str, str], ...]]:
+    ) -> tuple[list[_Chosen], tuple[tuple[str, str], ...]]:
         """The newest head of each folder, and the folders that a device has which answered."""
         found: dict[FolderId, list[_Found]] = {}
         for shelved in self._heads.values():
             one = self._opened(shelved, state, ring)
             if one is not None:
                 found.setdefault(one.head.folder, []).append(one)
-        chosen: list[_Found] = []
+        chosen: list[_Chosen] = []
         left: list[tuple[str, str]] = []
         for heads in found.values():
             newest = max(heads, key=lambda one: one.manifest.meta.mtime_ns)
@@ -272,8 +285,8 @@ class Recovery:
             if there:
                 left.append((_name(newest), _device_name(state, min(there))))
             else:
-                chosen.append(newest)
-        chosen.sort(key=_name)
+                chosen.append(_Chosen(newest, tuple(one.followed for one in heads)))
+        chosen.sort(key=lambda one: _name(one.newest))
         return chosen, tuple(sorted(left))
 
     def _opened(self, shelved: Shelved, state: GroupState, ring: Keyring) -> _Found | None:
@@ -299,6 +312,11 @@ def is_recovering(home: Home) -> bool:
     return (home.path / MARK).exists() and (home.path / "group.state").exists()
 
 
+def recovering_again(home: Home) -> None:
+    """More is to come: durable before any row says so."""
+    replace_file(home.path / MARK, b"")
+
+
 def recovered(home: Home) -> None:
     """Every placeholder lies in its place."""
     (home.path / MARK).unlink(missing_ok=True)
@@ -316,7 +334,11 @@ def _clear(home: Home) -> None:
     shutil.rmtree(home.path / "heads", ignore_errors=True)
 
 
-def _make_folder(found: _Found, place: Callable[[FolderId, str, str], Path]) -> WatchedFolder:
+def _make_folder(
+    found: _Found,
+    heard: tuple[Followed, ...],
+    place: Callable[[FolderId, str, str], Path],
+) -> WatchedFolder:
     name = _name(found)
     path = place(found.head.folder, name, os.fsdecode(found.note.path))
     path.mkdir(parents=True, exist_ok=True)
@@ -328,6 +350,8 @@ def _make_folder(found: _Found, place: Callable[[FolderId, str, str], Path]) -> 
         name=name,
         settings=_settings(found.note.settings),
         paused=RECOVERING,
+        follows=heard,
+        as_of_ns=found.manifest.meta.mtime_ns,
     )
 
 

@@ -29,6 +29,7 @@ from p2pstore.ingest import Ingest
 from p2pstore.leases import LeaseKeeper
 from p2pstore.maintenance import Loop, ensure_catalog, rebuild_state, recover, take_in
 from p2pstore.members import Group
+from p2pstore.node.laying import Laying
 from p2pstore.node.network import Network
 from p2pstore.node.upkeep import Upkeep
 from p2pstore.placement import SUFFIX
@@ -122,6 +123,7 @@ class Node:
         self.uploads = Uploads(self.home.path, self.network.places.some, pool=self.seal_pool)
         self.shares.woken_by(self.maintenance.loops.add("shares", self._shares_turn).wake)
         self.folders = self._make_folders()
+        self.laying = Laying(self)
         self.opening = Opening(
             watcher=self.opens,
             folders=self.folders,

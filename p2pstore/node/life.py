@@ -34,12 +34,11 @@ from p2pstore.members import (
     found,
     is_begun,
     is_cut_short,
-    is_recovering,
 )
 from p2pstore.node import recovering
 from p2pstore.node.build import Node, Progress
 from p2pstore.node.control import NodeControl
-from p2pstore.node.recovering import Wishes, lay_out_until_done
+from p2pstore.node.recovering import Wishes
 from p2pstore.syscalls import keep_freed_memory, raise_descriptor_limit
 
 T = TypeVar("T")
@@ -194,9 +193,7 @@ class _Running:
 
     async def _live(self, node: Node) -> None:
         async with node.running(), asyncio.TaskGroup() as group:
-            tasks: list[asyncio.Task[None]] = []
-            if is_recovering(self._home):
-                tasks.append(group.create_task(lay_out_until_done(node)))
+            tasks = [group.create_task(node.laying.run())]
             try:
                 self._control.node = node
                 await self._serve_frontends(node)

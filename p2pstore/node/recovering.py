@@ -1,13 +1,12 @@
 """Everything back from 24 words: holders are found, HOME is written, and a node does the rest.
 
 `recover` is the command, in the foreground; it may be stopped at any time and typed again. What it
-leaves undone is done by any node that runs on the HOME: `lay_out` is called for both.
+leaves undone is done by any node that runs on the HOME (laying.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,34 +17,17 @@ import msgspec
 
 from p2pstore.clock import SystemClock
 from p2pstore.config import Address, Config
-from p2pstore.errors import P2PStoreError, Unavailable, UsageError
-from p2pstore.folders import Folder
-from p2pstore.home import RECOVERING, Home
+from p2pstore.errors import UsageError
+from p2pstore.home import Home
 from p2pstore.ids import FolderId
 from p2pstore.keys import root_of
-from p2pstore.maintenance import rebuild_state
-from p2pstore.members import (
-    Recovered,
-    Recovery,
-    default_name,
-    is_recovering,
-    named_mistake,
-    recovered,
-)
+from p2pstore.members import Recovered, Recovery, default_name, is_recovering, named_mistake
 from p2pstore.net import PeerBook
 from p2pstore.node.build import Node
+from p2pstore.node.laying import failure
 from p2pstore.node.seeking import PATIENCE_S, groups_met, seek
-from p2pstore.placement import TAKEN, TEMPORARY, TOO_LONG, Root
+from p2pstore.placement import Root
 from p2pstore.policy import refuse_folder
-from p2pstore.threads import in_thread
-
-log = logging.getLogger(__name__)
-
-RETRY_S, MAX_RETRY_S = 30.0, 600.0
-UNREAD = (
-    "Not everything in it is known yet: who keeps the rest of its list is not connected. It goes "
-    "on by itself while p2pstore runs; to go on without the rest: p2pstore resume --accept"
-)
 
 Json = dict[str, Any]
 Progress = Callable[[Json], None]
@@ -141,86 +123,14 @@ def _is_usable(place: Path, folder_id: FolderId) -> bool:
 # -- with a node -----------------------------------------------------------------------------------
 
 
-async def lay_out(node: Node, progress: Progress = lambda _: None) -> list[Json]:
-    """Placeholders for every folder that is being recovered, once the catalog is complete.
-
-    Returns what is not back yet, and why. A folder in which anything lacks goes on waiting:
-    watched, what lacks would be taken for deleted. The first error of another kind ends it: called
-    again it goes on.
-    """
-    await node.completed.wait()
-    failed: list[Json] = []
-    for folder in node.folders.all():
-        if folder.entry.paused != RECOVERING:
-            continue
-        lacks = await _lay_out_one(node, folder, progress)
-        if not lacks:
-            await node.folders.recovered(folder)
-        failed += lacks
-    return failed
-
-
-async def _lay_out_one(node: Node, folder: Folder, progress: Progress) -> list[Json]:
-    # Looked up first: what is filed while this works is laid out by the next attempt.
-    state = await in_thread(node.pool, rebuild_state, node.catalog)
-    done = await node.folders.lay_out(folder, progress)
-    failed: list[Json] = []
-    for path, reason in done.failed:
-        name = os.fsencode(folder.path) + b"/" + path
-        try:
-            if reason not in (TOO_LONG, TAKEN):
-                raise Unavailable(f"{os.fsdecode(name)} has no placeholder: {reason}.")
-            await _whole(node, folder, path)
-        except P2PStoreError as exc:
-            failed.append(_failure(name, exc))
-    if state is not None and folder.folder_id in state.folders:
-        failed.append(_failure(os.fsencode(folder.path), Unavailable(UNREAD)))
-    return failed
-
-
-async def lay_out_until_done(node: Node) -> None:
-    """The same beside everything else: what fails (a disk that is not there, a holder that is
-    away) is tried again, more and more seldom."""
-    pause = RETRY_S
-    while True:
-        try:
-            failed = await lay_out(node)
-            if not failed:
-                await in_thread(node.pool, recovered, node.home)
-                return
-            why = failed[0]["error"]["message"]
-            log.warning("%d files or folders are not back yet, for one: %s", len(failed), why)
-        except (P2PStoreError, OSError) as exc:
-            log.warning("The recovery goes on later: %s", exc)
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, MAX_RETRY_S)
-
-
-async def _whole(node: Node, folder: Folder, path: bytes) -> None:
-    """What can have no placeholder comes back as it is, whoever wants placeholders only."""
-    if await node.folders.is_there(folder, path):
-        return
-    temporary = TEMPORARY + b"/" + os.urandom(8).hex().encode()
-    logical, there = (os.fsencode(folder.path) + b"/" + name for name in (path, temporary))
-    await node.vfs.copy(os.fsdecode(logical), os.fsdecode(there))
-    await node.folders.take_in(folder, path, temporary)
-
-
 async def bring_back(node: Node, progress: Progress) -> list[Json]:
     """Hydrate every folder; what could not be brought back, and why."""
     failed: list[Json] = []
     for folder in node.folders.all():
         for one in await node.folders.hydrate([os.fspath(folder.path)], progress):
             if one.error is not None:
-                failed.append(_failure(one.placeholder.name, one.error))
+                failed.append(failure(one.placeholder.name, one.error))
     return failed
-
-
-def _failure(path: bytes, exc: P2PStoreError) -> Json:
-    return {
-        "path": os.fsdecode(path),
-        "error": {"code": exc.exit_code, "message": str(exc)},
-    }
 
 
 async def recover(
@@ -248,12 +158,12 @@ async def recover(
 
 async def _with_node(node: Node, wishes: Wishes, progress: Progress) -> Json:
     async with node.running():
-        failed_to_lay = await lay_out(node, progress)
+        failed_to_lay = await node.laying.lay_out(progress)
         failed = [*failed_to_lay]
         if not wishes.placeholders_only:
             failed += await bring_back(node, progress)
         if not failed_to_lay:
-            await in_thread(node.pool, recovered, node.home)
+            await node.laying.end()
         return {
             "group": node.group.group_id.hex(),
             "name": node.group.name,

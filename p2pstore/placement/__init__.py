@@ -30,7 +30,9 @@ from p2pstore.placement.root import (
     UNWRITABLE,
     Directories,
     Root,
+    beside,
     free_name,
+    marked_names,
     read_placeholder,
 )
 from p2pstore.placement.trash import (
@@ -67,6 +69,7 @@ __all__ = [
     "Root",
     "Turned",
     "arrive",
+    "beside",
     "claim",
     "content_hash",
     "discard",
@@ -76,6 +79,7 @@ __all__ = [
     "lay_link",
     "lay_placeholders",
     "listing",
+    "marked_names",
     "put_back",
     "read_placeholder",
     "remove_copy",

@@ -1,26 +1,33 @@
 """Placeholders, links and directories made anew where nothing is: after a recovery.
 
 Batched like `replace`: contents first, synced, then the names, synced; the other order leaves empty
-`.f` files at a power cut. What bears a name already is left as it is.
+`.f` files at a power cut. What bears a name already is left as it is; but the `.f` of an earlier
+version of the same file changes places with the new one, and is in trash then.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from stat import S_ISREG
 from typing import NamedTuple
 
+from p2pstore.content import MAX_READ
 from p2pstore.placement.claim import Identity
 from p2pstore.placement.nameless import Nameless
-from p2pstore.placement.replace import SUFFIX, write_all
+from p2pstore.placement.replace import SUFFIX, change_places, in_trash, write_all
 from p2pstore.placement.root import Directories, Root
 
 TOO_LONG = "name too long for .f"
 TAKEN = "name.f is taken"
 IN_THE_WAY = "something else is where its directory or it belongs"
 _NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of the file system
+
+IsEarlier = Callable[[bytes, bytes], bool]
+"""Whether these bytes, found at a path's `.f`, are those of an earlier version of its file."""
 
 
 class Laid(NamedTuple):
@@ -30,17 +37,30 @@ class Laid(NamedTuple):
     identity: Identity
 
 
+class LaidAll(NamedTuple):
+    laid: list[Laid]
+    failed: list[tuple[bytes, str]]  # (path, why it is not there)
+    aside: list[tuple[bytes, Identity]]  # placeholders of ours in the batch's trash: path there
+
+
 def lay_placeholders(
-    root: Root, placeholders: Sequence[tuple[bytes, bytes, int]]
-) -> tuple[list[Laid], list[tuple[bytes, str]]]:
+    root: Root,
+    placeholders: Sequence[tuple[bytes, bytes, int]],
+    *,
+    batch: str,
+    is_earlier: IsEarlier,
+    reads: Callable[[bytes], None],
+) -> LaidAll:
     """Make `path.f` of each (path, bytes of its `.f`, mtime in ns), durably.
 
-    Returns those that are there, and why others are not: something has the name, the name is too
-    long. ENOSPC and the like end it; what was made before stays, and a repetition goes on.
+    Those that are not there then: something has the name, the name is too long. What `is_earlier`
+    gives way, into the trash of `batch`; `reads` hears which `.f` is about to be read. ENOSPC and
+    the like end it; what was made before stays, and a repetition goes on.
     """
     made: list[tuple[bytes, Nameless]] = []
     failed: list[tuple[bytes, str]] = []
     laid: list[Laid] = []
+    aside: list[tuple[bytes, Identity]] = []
     with Directories(root) as directories:
         try:
             for path, raw, mtime_ns in placeholders:
@@ -64,28 +84,58 @@ def lay_placeholders(
                     file.link(directories, directory, name + SUFFIX)
                     laid.append(Laid(path, Identity.of(os.fstat(file.fd))))
                 except FileExistsError:
+                    reads(path + SUFFIX)
                     there = _laid_before(directory, name + SUFFIX, raws[path])
+                    if there is None and _change(directories, batch, path, file, is_earlier):
+                        there = Identity.of(os.fstat(file.fd))
                     if there is None:
                         failed.append((path, TAKEN))
                     else:
                         laid.append(Laid(path, there))
+                    aside.extend(in_trash(directories, batch, path + SUFFIX))
         finally:
             for _, file in made:
                 file.close()
         root.sync()
-    return laid, failed
+    return LaidAll(laid, failed, aside)
 
 
 def _laid_before(directory: int, name: bytes, raw: bytes) -> Identity | None:
     """What lies there when it is this very placeholder: an attempt that was cut short made it."""
+    return _found(directory, name, len(raw) + 1, lambda found: found == raw)
+
+
+def _change(
+    directories: Directories, batch: str, path: bytes, file: Nameless, is_earlier: IsEarlier
+) -> bool:
+    """Put the new `.f` in the place of the earlier version's; False when that is not what lies
+    there, or the file system cannot exchange two names."""
+    directory, name = directories.parent(path)
+    old = _found(directory, name + SUFFIX, MAX_READ + 1, partial(is_earlier, path))
+    if old is None:
+        return False
+    try:
+        link = partial(file.link, directories)
+        return change_places(directories, batch, path + SUFFIX, link, old) is not None
+    except OSError as exc:
+        if exc.errno not in _NO_EXCHANGE:
+            raise
+        return False
+
+
+def _found(
+    directory: int, name: bytes, limit: int, is_it: Callable[[bytes], bool]
+) -> Identity | None:
+    """What a regular file is whose first bytes are it."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
     except OSError:
         return None
     try:
         stat = os.fstat(fd)
-        is_same = S_ISREG(stat.st_mode) and os.pread(fd, len(raw) + 1, 0) == raw
-        return Identity.of(stat) if is_same else None
+        return (
+            Identity.of(stat) if S_ISREG(stat.st_mode) and is_it(os.pread(fd, limit, 0)) else None
+        )
     finally:
         os.close(fd)
 

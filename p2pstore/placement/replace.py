@@ -21,6 +21,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from p2pstore.placement.claim import Claim, Identity
@@ -177,9 +178,10 @@ def _give_name(
     aside: tuple[tuple[bytes, Identity], ...] = ()
     try:
         if placing.old is not None and not placing.keep_old:
-            displaced = _displace(directories, batch, placing, fd)
+            link = partial(link_fd, fd)
+            displaced = change_places(directories, batch, path + SUFFIX, link, placing.old)
             if displaced is None:
-                found = _in_trash(directories, batch, path + SUFFIX)
+                found = in_trash(directories, batch, path + SUFFIX)
                 results[path] = Replaced(path, "its .f changed meanwhile", aside=found)
                 return None
             aside = ((path + SUFFIX, displaced),)
@@ -195,33 +197,39 @@ def _give_name(
     except OSError as exc:
         reason = "name.f is taken" if exc.errno == errno.EEXIST else _why(exc)
         results[path] = Replaced(
-            path, reason, aside=aside or _in_trash(directories, batch, path + SUFFIX)
+            path, reason, aside=aside or in_trash(directories, batch, path + SUFFIX)
         )
         return None
 
 
-def _displace(directories: Directories, batch: str, placing: Placing, fd: int) -> Identity | None:
-    """The new `.f` and the one of the earlier version change places; the old one is in trash then.
+def change_places(
+    directories: Directories,
+    batch: str,
+    path: bytes,
+    link: Callable[[int, bytes], None],
+    old: Identity,
+) -> Identity | None:
+    """The new `.f`, which `link` names, and the earlier version's at `path`, which is `old`, change
+    places; the old one is in the batch's trash then, and this is what it is there.
 
     There is no moment without a `.f`. What comes out is looked at: were it not the expected one,
     it would go straight back, and None is the answer.
     """
-    path = placing.claim.path + SUFFIX
     trash, last = directories.made_parent(trash_path(batch, path))
-    link_fd(fd, trash, last)
+    link(trash, last)
     directory, name = directories.parent(path)
     try:
         rename_exchange(trash, last, directory, name)
     except FileNotFoundError:
         return None  # its owner has just removed it
     came_out = Identity.of(os.stat(last, dir_fd=trash, follow_symlinks=False))
-    if placing.old is None or came_out[:3] != placing.old[:3]:
+    if came_out[:3] != old[:3]:
         rename_exchange(trash, last, directory, name)
         return None
     return came_out
 
 
-def _in_trash(
+def in_trash(
     directories: Directories, batch: str, path: bytes
 ) -> tuple[tuple[bytes, Identity], ...]:
     """What the batch's trash has at `path`, as `Replaced.aside` wants it."""
@@ -241,11 +249,11 @@ def _withdraw(
         return ()
     if placing.old is None:
         there = to_trash(root, directories, batch, path)
-        return _in_trash(directories, batch, there)
+        return in_trash(directories, batch, there)
     trash, last = directories.parent(trash_path(batch, path))
     directory, name = directories.parent(path)
     rename_exchange(trash, last, directory, name)
-    return _in_trash(directories, batch, path)
+    return in_trash(directories, batch, path)
 
 
 def _reads_back(
@@ -276,7 +284,7 @@ def _withdrawn(
     except OSError as exc:
         # Original and `.f` stay both: nothing is lost, the next try takes it from there.
         log.warning("The new .f of %s stays beside it: %s", os.fsdecode(path), exc)
-        aside = _in_trash(directories, batch, path + SUFFIX)
+        aside = in_trash(directories, batch, path + SUFFIX)
     return Replaced(path, reason, aside=aside)
 
 

@@ -15,6 +15,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -254,16 +255,21 @@ def free_name(directory: int, name: bytes, mark: bytes, *, first: bool = False) 
     """
     if first and _is_free(directory, name[-255:]):
         return name[-255:]
+    for candidate in marked_names(name, mark):
+        if _is_free(directory, candidate):
+            return candidate
+    raise OSError(errno.EEXIST, "no free name", os.fsdecode(name))
+
+
+def marked_names(name: bytes, mark: bytes) -> Iterator[bytes]:
+    """`stem.MARK.ext`, then with a number, each at most as long as a name may be."""
     stem, dot, extension = name.rpartition(b".")
     if not stem:
         stem, dot, extension = name, b"", b""
     for number in range(1000):
         counted = mark if number == 0 else mark + b"-%d" % number
         tail = b"." + counted + dot + extension
-        candidate = stem[: 255 - len(tail)] + tail
-        if _is_free(directory, candidate):
-            return candidate
-    raise OSError(errno.EEXIST, "no free name", os.fsdecode(name))
+        yield stem[: 255 - len(tail)] + tail
 
 
 def _is_free(directory: int, name: bytes) -> bool:

@@ -17,6 +17,9 @@ from p2pstore.ids import FileId
 from p2pstore.store.rows import below, rows_in
 
 PAGE: Final = 2000  # rows fetched at a time by walks over a whole folder
+OLD_DOT: Final = "its .f is of an earlier version"
+"""The reason of a placeholder whose row became newer than the `.f` on the disk, until the new one
+is laid there: whoever opens it meanwhile gets the row's version."""
 
 
 class State(StrEnum):
@@ -168,6 +171,15 @@ def by_file_id(db: sqlite3.Connection, folder: int, file_id: FileId) -> list[Fil
     return [FileRow(*row) for row in db.execute(query, (folder, file_id))]
 
 
+def versions_of(
+    db: sqlite3.Connection, folder: int, ids: Sequence[FileId]
+) -> Iterator[tuple[FileId, bytes, bytes]]:
+    """(file id, path, version) of every row of the folder that says it is one of these files, the
+    marks of deletions too. One look through the whole folder, however many they are."""
+    query = "SELECT file_id, path, version FROM files WHERE folder=? AND file_id IN ({keys})"
+    return rows_in(db, query, ids, (folder,))
+
+
 def manifest(db: sqlite3.Connection, file: int) -> bytes | None:
     row = db.execute("SELECT raw FROM manifests WHERE file=?", (file,)).fetchone()
     return None if row is None else bytes(row[0])
@@ -194,6 +206,12 @@ def without_place(
 
 def set_place(db: sqlite3.Connection, file: int, manifest_ref: bytes) -> None:
     db.execute("UPDATE files SET manifest_ref=? WHERE id=?", (manifest_ref, file))
+
+
+def outdated(db: sqlite3.Connection, ids: Sequence[int]) -> set[int]:
+    """Those of the rows whose `.f` on the disk says an earlier version (`OLD_DOT`)."""
+    query = "SELECT id FROM files WHERE reason=? AND id IN ({keys})"
+    return {number for (number,) in rows_in(db, query, ids, (OLD_DOT,))}
 
 
 def page(

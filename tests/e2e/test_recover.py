@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.conftest import NewNode
-from tests.e2e.nodes import Node, is_one_sentence, join, some_bytes, until, write
+from tests.e2e.nodes import Node, is_one_sentence, join, names, some_bytes, until, write
 
 FILES = {
     "letter.txt": b"Dear reader, " * 2000,
@@ -158,6 +158,55 @@ def test_killed_again_and_again_it_goes_on(lost: Lost, new_node: NewNode, tmp_pa
     second.ok("hydrate", folder)
     assert contents(folder) == FILES
     assert placeholders(folder) == []
+
+
+def test_what_only_a_late_holder_knows_comes_when_it_does(
+    new_node: NewNode, tmp_path: Path
+) -> None:
+    """The nas was off when the laptop wrote its last list, and it alone answers at first."""
+    laptop, nas, desk = new_node(), new_node("nas"), new_node("desk")
+    words, vault = laptop.init(), tmp_path / "Vault"
+    laptop.start()
+    join(laptop, nas)
+    join(laptop, desk)
+    write(vault, [("letter.txt", b"as it was"), ("same.txt", b"the same"), ("own.txt", b"first")])
+    laptop.add(vault)
+    laptop.type("evict")
+    until(lambda: laptop.state(vault / "same.txt")["copies"] == 2, "two copies")
+    nas.stop()
+    later = {"letter.txt": b"as it became", "own.txt": b"theirs", "sub/new.bin": some_bytes(9000)}
+    write(vault, later.items())
+    sizes = {vault / name: len(content) for name, content in later.items()}
+    until(lambda: all(laptop.state(p)["size"] == n for p, n in sizes.items()), "protected")
+    laptop.type("evict")
+    assert all(laptop.state(vault / name)["copies"] == 1 for name in later)
+    laptop.kill()
+    desk.stop()
+    nas.start()
+
+    second, back = fresh(new_node), tmp_path / "back" / "Vault"
+    address = f"127.0.0.1:{nas.port()}"
+    options = ("--placeholders", "--to", back.parent, "--bootstrap", address)
+    second.ok("recover", *options, "-", stdin=words)
+    old = {"letter.txt.f", "own.txt.f", "same.txt.f"}
+    assert set(names(back)) == old
+    second.start()
+    second.ok("hydrate", back / "own.txt")
+    (back / "own.txt").write_bytes(b"mine")
+    desk.start("--bootstrap", address)
+    until(lambda: (back / "sub/new.bin.f").exists(), "the late file", 40.0, lambda: second.log)
+    second.wait_rows(back, paused=False)
+    assert not (second.home / "recovering").exists()
+    assert set(names(back)) == {
+        *("letter.txt.f", "own.conflict.txt.f", "own.txt", "same.txt.f", "sub")
+    }
+    second.ok("hydrate", back)
+    assert (back / "own.txt").read_bytes() == b"mine"
+    assert (back / "own.conflict.txt").read_bytes() == later["own.txt"]
+    assert (back / "letter.txt").read_bytes() == later["letter.txt"]
+    assert (back / "sub/new.bin").read_bytes() == later["sub/new.bin"]
+    assert (back / "same.txt").read_bytes() == b"the same"
+    assert "3 files came from a later list of laptop" in second.log
 
 
 # -- what cannot be -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from p2pstore.clock import SystemClock
-from p2pstore.folders import batching, looking
+from p2pstore.folders import batching, folder, looking
+from p2pstore.folders.taking import decode_version, encode_version
 from p2pstore.placement import UNWRITABLE, Root
 from p2pstore.store import State, blocks, files
 from p2pstore.watch import OpenWatcher, Seen
@@ -125,6 +127,22 @@ async def test_damaged_copy_of_a_placeholder_is_not_taken_as_content(watched: Wa
     await watched.until(lambda: watched.state(b"one.f.damaged-1") == State.SKIPPED)
     await watched.settled()
     assert made.names() == {b"one.f", b"one.f.damaged-1"}
+
+
+def test_the_next_version_is_newer_than_the_row_whatever_its_manifest_says(made: World) -> None:
+    """It came back from a deletion that others may have heard of."""
+    made.write("one", b"content")
+    made.replace("one")
+    row = made.file_row("one")
+    assert row is not None
+    (device,) = decode_version(row.version)
+    raised = encode_version({device: 7})
+    made.catalog.write(lambda db: files.upsert_many(db, [row._replace(version=raised)])).result()
+    made.write("one", b"edited")
+    made.replace("one")
+    row = made.file_row("one")
+    assert row is not None
+    assert decode_version(row.version) == {device: 8}
 
 
 async def test_deleted_placeholder_is_kept_in_the_history(watched: Watched) -> None:
@@ -420,3 +438,31 @@ async def test_a_folder_is_never_called_settled_between_rest_and_batch(
     await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
     assert claims
     assert not any(claims)
+
+
+async def test_a_folder_rests_when_what_is_being_concluded_has_ended(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion that was about to be written down must not meet rows that came later."""
+    concluding, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: Any) -> None:
+        concluding.set()
+        await may_end.wait()
+
+    monkeypatch.setattr(folder, "conclude", slow)
+    watched.folder.ask_rescan("the test asks")
+    await concluding.wait()
+    resting = asyncio.create_task(watched.folder.rest())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not resting.done()
+    may_end.set()
+    assert await resting
+    concluding.clear()
+    watched.folder.ask_rescan("the test asks")
+    await watched.until(lambda: watched.folder.is_settled())
+    assert not concluding.is_set()
+    watched.folder.set_paused("paused by its owner")
+    assert not await watched.folder.rest()
+    assert watched.folder.entry.paused == "paused by its owner"

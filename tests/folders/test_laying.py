@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable
+
+import pytest
 
 from p2pstore.folders.laying import BATCH, LaidOut, lay_out
-from p2pstore.placement import IN_THE_WAY, TAKEN
-from p2pstore.store import FileRow, State, files
-from tests.faults.world import RING, World
+from p2pstore.placement import IN_THE_WAY, TAKEN, listing
+from p2pstore.store import FileRow, State, files, journal
+from tests.faults.world import RING, World, assert_trash_known
 
 
 def lose_directory(made: World) -> None:
@@ -23,8 +26,10 @@ def rows(made: World) -> list[FileRow]:
     return made.catalog.view(lambda db: list(files.walk(db, made.row)))
 
 
-def lay(made: World) -> LaidOut:
-    return lay_out(made.root, made.catalog, made.row, RING, lambda done, total: None)
+def lay(made: World, reads: Callable[[bytes], None] = lambda name: None) -> LaidOut:
+    return lay_out(
+        made.root, made.catalog, made.row, RING, lambda *news: None, now_ms=1, reads=reads
+    )
 
 
 def replaced(made: World, *names: bytes) -> None:
@@ -95,12 +100,101 @@ def test_links_come_back_as_links(made: World) -> None:
     assert lay(made).links == 0, "its identity is known"
 
 
+def outdated(made: World, name: bytes) -> bytes:
+    """`name` has a second version, and the `.f` of the first lies there; its bytes."""
+    replaced(made, name)
+    first = made.at(name + b".f").read_bytes()
+    made.write(name, b"second content of " + name)
+    assert made.replace(name) == {name: ""}
+    made.empty_trash()
+    os.unlink(made.at(name + b".f"))
+    made.at(name + b".f").write_bytes(first)
+    (row,) = rows(made)
+    there = made.at(name + b".f").stat()
+    on_disk = (row.id, row.state, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns)
+
+    def change(db: sqlite3.Connection) -> None:
+        files.set_on_disk(db, [on_disk])
+        files.set_state(db, [row.id], State.PLACEHOLDER, files.OLD_DOT)
+
+    made.catalog.write(change).result()
+    return first
+
+
+def manifest_of(made: World, row: FileRow) -> bytes | None:
+    return made.catalog.view(lambda db: files.manifest(db, row.id))
+
+
+def test_the_placeholder_of_an_earlier_version_gives_way(made: World) -> None:
+    first = outdated(made, b"sub/a")
+    read: list[bytes] = []
+    laid = lay(made, read.append)
+    assert read == [b"sub/a.f"], "nobody asked for it: that is said before it is opened"
+    (row,) = rows(made)
+    assert (laid.placeholders, laid.failed, row.reason) == (1, (), "")
+    assert made.at(b"sub/a.f").read_bytes() == manifest_of(made, row) != first
+    assert row.ino == made.at(b"sub/a.f").stat().st_ino
+    (batch,) = laid.trashed
+    kept = made.path / ".p2pstore/trash" / batch.body.batch / "sub/a.f"
+    assert kept.read_bytes() == first
+    assert_trash_known(made)
+    assert made.empty_trash([batch]) == []
+    assert not kept.exists()
+    assert lay(made) == LaidOut(0, 0, ()), "once"
+    made.hydrate(b"sub/a.f")
+    assert made.at(b"sub/a").read_bytes() == b"second content of sub/a"
+
+
+def test_what_is_no_earlier_version_of_the_file_never_gives_way(made: World) -> None:
+    outdated(made, b"a")
+    replaced(made, b"z")
+    foreign = made.at(b"z.f").read_bytes()
+    for there in (b"a Fortran program", foreign):
+        made.at(b"a.f").write_bytes(there)
+        assert lay(made).failed == ((b"a", TAKEN),)
+        assert made.at(b"a.f").read_bytes() == there
+        assert list(listing(made.root)) == []
+
+
+def test_an_exchange_that_a_crash_cut_short_is_ended(
+    made: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = outdated(made, b"a")
+
+    def crash(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "open_intent", crash)  # nothing of it is recorded
+        with pytest.raises(KeyboardInterrupt):
+            lay(made)
+    (row,) = rows(made)
+    assert row.reason == files.OLD_DOT
+    assert made.at(b"a.f").read_bytes() != first
+    made.recover()
+    assert_trash_known(made)
+    assert lay(made) == LaidOut(1, 0, ())
+    (row,) = rows(made)
+    assert (row.reason, row.ino) == ("", made.at(b"a.f").stat().st_ino)
+    assert made.at(b"a.f").read_bytes() == manifest_of(made, row)
+
+
+def test_whoever_opens_an_outdated_placeholder_gets_the_later_version(made: World) -> None:
+    outdated(made, b"a")
+    (brought,) = made.hydrate(b"a.f")
+    assert brought.error is None
+    assert made.at(b"a").read_bytes() == b"second content of a"
+    assert not made.at(b"a.f").exists()
+    (row,) = rows(made)
+    assert (row.state, row.reason) == (State.PROTECTED, "in work")
+
+
 def test_more_than_one_batch(made: World) -> None:
     names = [b"%04d" % number for number in range(BATCH + 3)]
     replaced(made, *names)
     lose_directory(made)
     heard: list[tuple[int, int]] = []
-    lay_out(made.root, made.catalog, made.row, RING, lambda *news: heard.append(news))
+    lay_out(made.root, made.catalog, made.row, RING, lambda *news: heard.append(news), now_ms=1)
     assert heard == [(BATCH, BATCH + 3), (BATCH + 3, BATCH + 3)]
     assert all(made.at(name + b".f").exists() for name in names)
 

@@ -25,7 +25,7 @@ from p2pstore.content import (
     verify_head,
 )
 from p2pstore.errors import P2PStoreError, Unavailable, UsageError
-from p2pstore.home import RECOVERING, Home
+from p2pstore.home import RECOVERING, Followed, Home
 from p2pstore.ids import FileId, FolderId
 from p2pstore.keys import Role, public_key_of, root_of, words_of
 from p2pstore.members import (
@@ -181,6 +181,32 @@ async def test_the_last_index_wins_whichever_device_wrote_it(world: World) -> No
     await attempt.ask(nas)
     attempt.recovery.settle(lambda _, name, was: asked.append(was) or world.root / "b" / name)
     assert asked == ["/newest"]
+
+
+async def test_all_heads_that_were_heard_of_a_folder_are_remembered(world: World) -> None:
+    """What a late holder has beyond them is news."""
+    laptop, nas = await laptop_and_nas(world)
+    old = await world.device(laptop, "old")
+    await old.exchange.publish(index_head(old, seq=3, written=9))
+    await old.exchange.push([await old.dial(nas)])
+    attempt = Attempt(world, words_of_home(laptop))
+    await attempt.ask(nas)
+    attempt.settle()
+    (folder,) = attempt.home.folders()
+    assert set(folder.follows) == {
+        Followed(laptop.group.node_id, 1, 1),
+        Followed(old.group.node_id, 1, 3),
+    }
+    assert folder.as_of_ns == 9, "of the head that was chosen"
+
+
+def test_a_list_of_folders_without_anybody_to_follow_is_read(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    (tmp_path / "folders.json").write_text(
+        '[{"folder_id": "ZmZmZmZmZmZmZmZmZmZmZg==", "path": "/v", "name": "v", "settings": {}}]'
+    )
+    (folder,) = home.folders()
+    assert (folder.follows, folder.as_of_ns) == ((), 0)
 
 
 async def test_of_one_device_its_own_count_decides_not_a_clock(world: World) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from p2pstore.content import BlockEntry, BlockList, BundleHeader, BundleIndex, Replaced
 from p2pstore.errors import PeerUnreachable
 from p2pstore.ids import BlockId, BundleId, NodeId, PublicKey, Tag
 from p2pstore.maintenance import Loop, aliases, rebuild_state
+from p2pstore.maintenance.rebuild import save_state
 from p2pstore.node import rebuilding
+from p2pstore.node.laying import Laying
 from p2pstore.node.rebuilding import Completing
 from p2pstore.store import BundleState, DiskBundles, blocks
 from tests.maintenance.test_rebuild import evict
@@ -58,9 +61,11 @@ class Around:
             ),
             maintenance=SimpleNamespace(rebuilding=True, changed=lambda: None),
             completed=asyncio.Event(),
+            opens=SimpleNamespace(mark_own=lambda name: None),
             folders=SimpleNamespace(all=lambda: [SimpleNamespace(ask_rescan=self.rescan)]),
         )
         self.node = node
+        node.laying = Laying(node)
         return Completing(node)
 
     def rescan(self, reason: str, *, judge_anew: bool) -> None:
@@ -180,6 +185,23 @@ async def test_a_restart_does_not_forget_who_is_still_to_be_asked(around: Around
     await around.turn(around.begin())
     assert around.state_of(two) == BundleState.EVICTED
     assert around.questions.count(A) == 1 or A not in around.questions[2:]
+
+
+async def test_after_a_restart_what_was_not_read_is_asked_for_again(around: Around) -> None:
+    around.connected = {A}
+    await around.turn(around.begin())
+    catalog = around.world.catalog
+    left = rebuild_state(catalog)
+    assert left is not None
+    unread = msgspec.structs.replace(left, folders=(around.world.folder_id,), unread=1)
+    catalog.write(lambda db: save_state(db, unread)).result()
+    around.questions.clear()
+    completing = around.begin()
+    await around.turn(completing)
+    assert A in around.questions
+    around.questions.clear()
+    await around.turn(completing)
+    assert not around.questions, "it has been read"
 
 
 async def test_who_went_while_it_was_asked_is_asked_again(around: Around) -> None:

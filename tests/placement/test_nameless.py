@@ -98,7 +98,14 @@ def test_another_failure_is_no_reason_to_write_elsewhere(
 
 def test_placeholders_are_written_in_every_way(root: Root, way: str) -> None:
     write_placeholder(root, b"sub/one.f", b"one")
-    laid, failed = lay_placeholders(root, [(b"sub/two", b"two", 7), (b"sub/one", b"1", 7)])
+    laid, failed, aside = lay_placeholders(
+        root,
+        [(b"sub/two", b"two", 7), (b"sub/one", b"1", 7)],
+        batch="b",
+        is_earlier=lambda path, raw: False,
+        reads=lambda name: None,
+    )
+    assert aside == []
     assert [one.path for one in laid] == [b"sub/two"]
     assert failed == [(b"sub/one", "name.f is taken")]
     assert (root.path / "sub" / "one.f").read_bytes() == b"one"

@@ -19,12 +19,14 @@ them. Everything blocks; it is meant for a thread.
     references  which bundles a file needs, where manifests lie
     rows        what the catalog gets
     filer       who wins
+    late        what a list says that comes when the folder is in use again
 """
 
 from p2pstore.maintenance.filing.disk import Disk
 from p2pstore.maintenance.filing.filer import Filer, Judge
+from p2pstore.maintenance.filing.late import Hand, Late
 from p2pstore.maintenance.filing.local import Local, Place
 from p2pstore.maintenance.filing.references import bundle_row
 from p2pstore.maintenance.filing.rows import Earlier
 
-__all__ = ["Disk", "Earlier", "Filer", "Judge", "Local", "Place", "bundle_row"]
+__all__ = ["Disk", "Earlier", "Filer", "Hand", "Judge", "Late", "Local", "Place", "bundle_row"]

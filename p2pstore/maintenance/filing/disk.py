@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat as stat_module
+from collections.abc import Callable
 from pathlib import Path
 
 from p2pstore.content import MAX_READ, looks_like_manifest
@@ -20,9 +22,17 @@ NO_IDENTITY = Seen(b"", 0, 0, 0, 0, 0, 0, 0, 0)  # of a path at which nothing li
 
 
 class Disk:
-    """What lies in one watched folder now. `root` is None when the folder is not there."""
+    """What lies in one watched folder now. `root` is None when the folder is not there.
 
-    def __init__(self, entry: WatchedFolder) -> None:
+    `reads` hears the whole name of each placeholder that is about to be read here: where opens are
+    listened to, nobody asks for it.
+    """
+
+    def __init__(
+        self, entry: WatchedFolder, reads: Callable[[bytes], None] = lambda name: None
+    ) -> None:
+        self._reads = reads
+        self._path = os.fsencode(entry.path) + b"/"
         self.root: Root | None = None
         self.seen: dict[bytes, Seen] = {}  # regular files
         self.links: dict[bytes, Seen] = {}
@@ -87,6 +97,7 @@ class Disk:
         seen = self.seen.get(path + SUFFIX)
         if seen is None or seen.size > MAX_READ:
             return None
+        self._reads(self._path + path + SUFFIX)
         raw = self.start_of(path + SUFFIX, MAX_READ + 1)
         return raw if looks_like_manifest(raw) else None
 
@@ -106,6 +117,28 @@ class Disk:
         if seen is None or (seen.size <= MAX_READ and looks_like_manifest(self.start_of(path, 64))):
             return None
         return seen
+
+    def blocks(self, path: bytes) -> bool:
+        """Whether something on the way to the path is no directory, as it is at this moment."""
+        try:
+            self._look(path)
+        except OSError as exc:
+            return exc.errno in (errno.ENOTDIR, errno.ELOOP)
+        return False
+
+    def is_free(self, path: bytes) -> bool:
+        """Whether nothing whatever bears the name at this moment, or is in its way."""
+        try:
+            self._look(path)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def _look(self, path: bytes) -> None:
+        if self.root is not None:
+            os.close(self.root.open(path, os.O_PATH | os.O_NOFOLLOW))
 
     def is_there(self, path: bytes) -> bool:
         """Under its own name or as a placeholder."""

@@ -91,8 +91,8 @@ class Filer:
         self._judge = judge
         self._now_ms = now_ms
         self._needs = Needs(local)
-        self._comparing = Comparing(local, ring.dedup)
-        self._rows = Rows(
+        self.comparing = Comparing(local, ring.dedup)
+        self.rows = Rows(
             catalog=catalog,
             store=local.store,
             ring=ring,
@@ -107,8 +107,12 @@ class Filer:
             author=author,
             ring=ring,
             now_ms=now_ms,
-            adopt=self._rows.adopt,
+            adopt=self.rows.adopt,
         )
+
+    def miss(self, count: int = 1) -> None:
+        """So many lines could not be filed: this list must be read again."""
+        self._unread_lines += count
 
     @property
     def unread(self) -> int:
@@ -124,12 +128,12 @@ class Filer:
     def index(self, folder: int, disk: Disk, manifest: Manifest, *, of_this_device: bool) -> bool:
         """File all lines of an index; False when not all of it could be read here."""
         before = self.unread
-        lines = self._lines(manifest)
+        lines = self.lines(manifest)
         while batch := list(islice(lines, BATCH)):
             self._file_lines(folder, disk, batch, of_this_device=of_this_device)
         return self.unread == before
 
-    def _lines(self, manifest: Manifest) -> Iterator[IndexLine]:
+    def lines(self, manifest: Manifest) -> Iterator[IndexLine]:
         def contents() -> Iterator[bytes]:
             for _, ref, entry in walk(manifest.chunks, self._local.load):
                 yield self._local.load(ref, entry)
@@ -138,28 +142,32 @@ class Filer:
             yield from decode_lines(contents())
         except P2PStoreError as exc:
             log.warning("An index cannot be read to its end here: %s", exc)
-            self._unread_lines += 1
+            self.miss()
 
     def _file_lines(
         self, folder: int, disk: Disk, lines: Sequence[IndexLine], *, of_this_device: bool
     ) -> None:
-        named = [(line, (line.ref, line.entry)) for line in lines if line.ref and line.entry]
-        payloads = self._local.load_many([(r, e) for _, (r, e) in named if r and e])
-        raws = {line.path: raw for (line, _), raw in zip(named, payloads, strict=True)}
+        raws = self.manifests(lines)
         filed: list[Filed] = []
         for line in lines:
             if line.kind == "file":
-                found = self._found(line, raws.get(line.path))
+                found = self.found(line, raws.get(line.path))
                 if found is None:
-                    self._unread_lines += 1
+                    self.miss()
                 elif of_this_device or disk.is_there(line.path):
-                    filed.append(self._file(folder, disk, found))
+                    filed.append(self.file(folder, disk, found))
             elif of_this_device:
                 # What another device says of links and deletions is not yet done here.
-                filed.append(self._mark(folder, disk, line, raws.get(line.path)))
-        self._rows.write(filed)
+                filed.append(self.mark(folder, disk, line, raws.get(line.path)))
+        self.rows.write(filed)
 
-    def _found(self, line: IndexLine, raw: bytes | None) -> Found | None:
+    def manifests(self, lines: Sequence[IndexLine]) -> dict[bytes, bytes | None]:
+        """Path -> the manifest that its line names; None when it is not to be had."""
+        named = [(line, (line.ref, line.entry)) for line in lines if line.ref and line.entry]
+        payloads = self._local.load_many([(r, e) for _, (r, e) in named if r and e])
+        return {line.path: raw for (line, _), raw in zip(named, payloads, strict=True)}
+
+    def found(self, line: IndexLine, raw: bytes | None) -> Found | None:
         """The manifest that a trusted index names: its signer may have been revoked since."""
         if raw is None or line.ref is None or line.entry is None:
             return None
@@ -171,7 +179,7 @@ class Filer:
             return None
         return Found(line.path, raw, opened, line.version, (line.ref, line.entry))
 
-    def _mark(self, folder: int, disk: Disk, line: IndexLine, raw: bytes | None) -> Filed:
+    def mark(self, folder: int, disk: Disk, line: IndexLine, raw: bytes | None) -> Filed:
         """A link as it is now, or as it was, or the mark of a deletion."""
         if line.kind == "link":
             there, target = disk.link(line.path) or (NO_IDENTITY, line.target)
@@ -193,8 +201,8 @@ class Filer:
         if dot is not None and dot.opened.manifest.file_id == line.file_id:
             # It came back after the deletion was written down.
             version = merge_versions(dot.version, line.version)
-            return self._file(folder, disk, dot._replace(version=version))
-        found = self._found(line, raw)
+            return self.file(folder, disk, dot._replace(version=version))
+        found = self.found(line, raw)
         references = self._needs.of(found.opened.manifest, found.place) if found else {}
         row = FileRow(
             folder,
@@ -222,7 +230,7 @@ class Filer:
             own = opened.signer == self._me
             version = VERSION.decode(row.version)
             one = Filed(row, b"", version, references, own, ())
-            self._rows.write([one])
+            self.rows.write([one])
 
     # -- placeholders -----------------------------------------------------------------------------
 
@@ -261,10 +269,10 @@ class Filer:
                 found = found._replace(
                     version=merge_versions(found.version, VERSION.decode(row.version))
                 )
-            filed.append(self._file(folder, disk, found, anew=True))
+            filed.append(self.file(folder, disk, found, anew=True))
         if moved:
             self._catalog.write(partial(_move, moved)).result()
-        self._rows.write(self._housed(filed))
+        self.rows.write(self._housed(filed))
         return len(filed)
 
     def _has_manifest(self, row: FileRow, raw: bytes) -> bool:
@@ -278,8 +286,8 @@ class Filer:
         raws = {path: raw for path, raw in disk.trashed().items() if disk.original(path)}
         known = self._catalog.view(lambda db: files.get_many(db, folder, list(raws)))
         found = [self._trusted(path, raw) for path, raw in raws.items() if path not in known]
-        filed = [self._file(folder, disk, one) for one in found if one is not None]
-        self._rows.write(self._housed(filed))
+        filed = [self.file(folder, disk, one) for one in found if one is not None]
+        self.rows.write(self._housed(filed))
         return len(filed)
 
     def _trusted_placeholder(self, disk: Disk, path: bytes) -> Found | None:
@@ -315,10 +323,10 @@ class Filer:
 
     # -- one file ---------------------------------------------------------------------------------
 
-    def _file(self, folder: int, disk: Disk, found: Found, *, anew: bool = False) -> Filed:
+    def file(self, folder: int, disk: Disk, found: Found, *, anew: bool = False) -> Filed:
         """What the path becomes, from the newest that speaks of it and from what lies there."""
         path = found.path
-        beside = found if anew else self._beside(disk, found)
+        beside = found if anew else self.beside(disk, found)
         if beside is not None and not anew:
             file_id, other = found.opened.manifest.file_id, beside.opened.manifest.file_id
             relation = compare_versions(beside.version, found.version)
@@ -343,17 +351,19 @@ class Filer:
         chunks: Sequence[Chunk] | None = None
         there = dot or NO_IDENTITY
         if original is not None:
-            chunks = self._comparing.compare(disk, original, manifest)
+            chunks = self.comparing.compare(disk, original, manifest)
             if chunks is not None or dot is None or beside is None or not _same_file(beside, found):
                 there = original if chunks is not None else NO_IDENTITY
                 row = row._replace(state=State.PROTECTED, reason=IN_WORK, last_use=self._now_ms)
+        if row.state == State.PLACEHOLDER and beside is not None and beside.raw != found.raw:
+            row = row._replace(reason=files.OLD_DOT)
         row = row._replace(
             size=there.size, ino=there.ino, mtime_ns=there.mtime_ns, ctime_ns=there.ctime_ns
         )
         references = self._needs.of(manifest, found.place)
         return Filed(row, found.raw, found.version, references, self._is_own(found), chunks or ())
 
-    def _beside(self, disk: Disk, found: Found) -> Found | None:
+    def beside(self, disk: Disk, found: Found) -> Found | None:
         """The placeholder at the path; cheap when it is the one that the index names."""
         raw = disk.placeholder(found.path)
         if raw is None:
@@ -369,7 +379,7 @@ class Filer:
         references = self._needs.of(manifest, self._housing.place_of(raw))
         self._catalog.write(
             lambda db: blocks.set_root(
-                db, name, self._rows.bundles(db, folder, references, own=True)
+                db, name, self.rows.bundles(db, folder, references, own=True)
             )
         ).result()
 
@@ -389,7 +399,7 @@ class Filer:
             if row.kind == Kind.META:
                 references[row.bundle_id] = BundleRef(row.bundle_id, row.tag), Kind.META
         own = opened.signer == self._me
-        self._rows.earlier(db, folder, old._replace(path=path), opened.manifest, references, own)
+        self.rows.earlier(db, folder, old._replace(path=path), opened.manifest, references, own)
 
 
 def _same_file(a: Found, b: Found) -> bool:

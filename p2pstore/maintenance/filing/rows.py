@@ -104,6 +104,29 @@ class Rows:
         self._count += len(filed)
         self._report(self._count)
 
+    def write_as_judged(self, judged: Sequence[tuple[Filed, FileRow | None]]) -> list[Filed]:
+        """Write those whose rows are still what they were judged by; which were written.
+
+        The version that a row had goes to the history.
+        """
+
+        def change(db: sqlite3.Connection) -> list[Filed]:
+            folder = judged[0][0].row.folder
+            known = files.get_many(db, folder, [one.row.path for one, _ in judged])
+            good = [one for one, was in judged if known.get(one.row.path) == was]
+            for one in good:
+                was = known.get(one.row.path)
+                if was is not None and was.state != State.DELETED:
+                    files.keep_version(db, was.id, "changed", self._now_ms)
+            if good:
+                self._put(good, db)
+            return good
+
+        written: list[Filed] = self._catalog.write(change).result() if judged else []
+        self._count += len(written)
+        self._report(self._count)
+        return written
+
     def adopt(self, row: BundleRow) -> None:
         """A bundle that was made here."""
         self._bundles[row.bundle_id] = self._catalog.write(
