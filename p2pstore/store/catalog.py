@@ -324,12 +324,12 @@ class Catalog:
         return CatalogFailed(f"The disk failed under {self.path}: restart p2pstore.")
 
 
-def _prepare(db: sqlite3.Connection, path: Path, *, check: bool) -> bool:
-    db.execute("PRAGMA busy_timeout=5000")
+def _version(db: sqlite3.Connection, path: Path, *, check: bool) -> int:
+    """Of the schema, 0 for a new file. CatalogDamaged, UsageError."""
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     application = int(db.execute("PRAGMA application_id").fetchone()[0])
     tables = int(db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
-    if (version or tables) and application != schema.APPLICATION_ID:
+    if version < 0 or ((version or tables) and application != schema.APPLICATION_ID):
         raise CatalogDamaged(f"{path} is not a catalog of p2pstore.")
     if version > len(schema.STEPS):
         raise UsageError(
@@ -340,6 +340,18 @@ def _prepare(db: sqlite3.Connection, path: Path, *, check: bool) -> bool:
         found = [text for (text,) in db.execute("PRAGMA quick_check(1)") if text != "ok"]
         if found:
             raise CatalogDamaged(f"{path} is damaged: {found[0]}")
+    return version
+
+
+def _prepare(db: sqlite3.Connection, path: Path, *, check: bool) -> bool:
+    db.execute("PRAGMA busy_timeout=5000")
+    try:
+        version = _version(db, path, check=check)
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:
+        if isinstance(exc, sqlite3.DatabaseError) and _translate(exc, path) is not exc:
+            raise
+        # These questions are right: what SQLite stumbles over is the file.
+        raise CatalogDamaged(f"{path} is damaged: {exc}.") from exc
     if not version:
         db.execute("PRAGMA page_size=8192")  # a third fewer seconds per commit than with 4096
     if (mode := db.execute("PRAGMA journal_mode=WAL").fetchone()[0]) != "wal":

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -325,6 +327,42 @@ def test_a_damaged_catalog_is_noticed(tmp_path: Path, how: str) -> None:
     if how == "zeros":
         with Catalog.open(path, check=False) as catalog, pytest.raises(CatalogDamaged):
             catalog.read("SELECT sum(length(value)) FROM kv")
+
+
+def smeared(sound: bytes, how: str, seed: int) -> bytes:
+    dice, raw = random.Random(seed), bytearray(sound)
+    if how == "behind the first half page":
+        raw[4096:] = dice.randbytes(len(raw) - 4096)
+    elif how == "here and there":
+        for _ in range(20):
+            raw[dice.randrange(100, len(raw))] = dice.randrange(256)
+    else:
+        for _ in range(3):
+            raw[dice.randrange(16, 100)] = dice.randrange(256)
+    return bytes(raw)
+
+
+# Seeds after which SQLite has said more than that the file is malformed.
+@pytest.mark.parametrize(
+    ("how", "seeds"),
+    [
+        ("behind the first half page", (64, 179, 201, 318)),
+        ("here and there", (3, 11, 18, 51, 137)),
+        ("in the head", (22, 182)),
+    ],
+)
+def test_whatever_sqlite_says_of_a_smeared_file_it_is_damage(
+    tmp_path: Path, how: str, seeds: tuple[int, ...]
+) -> None:
+    with Catalog.open(tmp_path / "sound.db"):
+        pass
+    sound = (tmp_path / "sound.db").read_bytes()
+    for seed in (*seeds, *range(400, 440)):
+        path = tmp_path / f"{seed}.db"
+        path.write_bytes(smeared(sound, how, seed))
+        # What is smeared may be what nothing is in, or the number of the version.
+        with contextlib.suppress(CatalogDamaged, UsageError):
+            Catalog.open(path).close()
 
 
 def test_a_directory_that_is_missing(tmp_path: Path) -> None:
