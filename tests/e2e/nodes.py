@@ -15,10 +15,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple, TypeVar
 
 from p2pstore.cli.client import RunningNode
 from p2pstore.node import confirm_words, init_home
+from tests.e2e import warm
 
 T = TypeVar("T")
 
@@ -27,6 +29,8 @@ READY_S = 30.0
 COMMAND_S = 60.0
 POLL_S = 0.02
 SETTLE = "300ms"
+WARM = warm.Warm()
+BEGUN: set[str] = set()  # commands that this process has typed
 
 
 class Done(NamedTuple):
@@ -66,7 +70,7 @@ class Node:
         self.name = name
         self.base = base
         self.home = base / name
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | warm.Process | None = None
         self.log_path = base / f"{name}.log"
         self.out_path = base / f"{name}.out"
         self.listen = "127.0.0.1:0"
@@ -85,9 +89,6 @@ class Node:
             "P2PSTORE_SETTLE": SETTLE,
             "P2PSTORE_TRASH_HOLD": "1s",
             "P2PSTORE_KEEP_FREE": "10MB",
-            # No test speaks to a public server, and reading the system's certificates is the
-            # longest single step of a start.
-            "SSL_CERT_FILE": os.devnull,
             # Where the tests' directory is a tmpfs the behaviour is to be the same.
             "P2PSTORE_ALLOW_VOLATILE_STORE": "true",
             **{f"P2PSTORE_{key.upper()}": value for key, value in settings.items()},
@@ -102,17 +103,43 @@ class Node:
         self, *args: str | bytes | Path, stdin: str = "", timeout_s: float = COMMAND_S
     ) -> Done:
         """Run one command to its end."""
-        done = subprocess.run(
+        with TemporaryFile() as typed, TemporaryFile() as out, TemporaryFile() as err:
+            typed.write(stdin.encode())
+            typed.seek(0)
+            process = self._begin(args, stdin=typed, stdout=out, stderr=err)
+            try:
+                code = process.wait(timeout_s)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+            out.seek(0)
+            err.seek(0)
+            raw = out.read()
+            return Done(code, os.fsdecode(raw), os.fsdecode(err.read()), raw)
+
+    def _begin(
+        self,
+        args: Sequence[str | bytes | Path],
+        *,
+        stdin: IO[Any],
+        stdout: IO[Any],
+        stderr: IO[Any],
+    ) -> subprocess.Popen[bytes] | warm.Process:
+        """The first of each command loads all that it needs by itself, as its user's does."""
+        if str(args[0]) in BEGUN and type(self).command is Node.command:
+            typed = ["--home", self.home, *args]
+            return WARM.run(
+                typed, env=self.env, cwd=self.base, stdin=stdin, stdout=stdout, stderr=stderr
+            )
+        BEGUN.add(str(args[0]))
+        return subprocess.Popen(
             self.command(*args),
-            input=stdin.encode(),
-            capture_output=True,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             env=self.env,
             cwd=self.base,
-            timeout=timeout_s,
-            check=False,
-        )
-        return Done(
-            done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr), done.stdout
         )
 
     def ok(self, *args: str | bytes | Path, stdin: str = "") -> Done:
@@ -149,19 +176,14 @@ class Node:
 
     def start(self, *options: str) -> Node:
         assert self.process is None, "it runs already"
-        with open(self.out_path, "wb") as out, open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(
-                self.command(
-                    *("run", "--listen", self.listen, "--ui", self.ui),
-                    *(() if self.mdns else ("--no-mdns",)),
-                    *options,
-                ),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-                env=self.env,
-                cwd=self.base,
-            )
+        quiet = () if self.mdns else ("--no-mdns",)
+        args = ("run", "--listen", self.listen, "--ui", self.ui, *quiet, *options)
+        with (
+            open(os.devnull, "rb") as nothing,
+            open(self.out_path, "wb") as out,
+            open(self.log_path, "ab") as log,
+        ):
+            self.process = self._begin(args, stdin=nothing, stdout=out, stderr=log)
         until(self._is_ready, f"{self.name} ready", READY_S, tell=lambda: self.log)
         return self
 

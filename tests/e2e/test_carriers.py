@@ -18,7 +18,6 @@ FILES = {"film.bin": some_bytes(3_000_000, 95), "letter.txt": b"Dear reader, " *
 @pytest.fixture(scope="module")
 def lonely(nodes: NewNode) -> Node:
     node = nodes("carol")
-    del node.env["SSL_CERT_FILE"]  # who speaks S3 wants to be able to trust somebody
     node.init()
     return node.start()
 
