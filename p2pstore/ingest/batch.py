@@ -47,9 +47,15 @@ class Draft(NamedTuple):
 
 
 class Tools:
-    """Chunkers and ciphers keep state during a call: each thread gets its own."""
+    """Chunkers and ciphers keep state during a call: each thread gets its own.
+
+    `turn` is for work on many small things. The interpreter runs one thread at a time anyway, and
+    each cipher, hash and system call of some microseconds gives it away: threads that do such work
+    at once wait for each other's wake-ups most of the time.
+    """
 
     def __init__(self) -> None:
+        self.turn = threading.Lock()
         self._local = threading.local()
 
     def sealer(self, keys: EpochKeys) -> Sealer:

@@ -90,33 +90,35 @@ class Contents:
 
     def _small(self, files: Sequence[tuple[Intake, bytes]]) -> list[Draft]:
         """Files that fit into memory together: one look-up and one append for all of them."""
-        payloads: list[Payload] = []
-        spans: list[int] = []
-        for _, content in files:
-            before = len(payloads)
-            if len(content) > CHUNK_MIN:
-                payloads.extend(self._cut(content))
-            elif content:
-                payloads.append(content)
-            spans.append(len(payloads) - before)
-        secret = self._batch.ring.dedup
-        fingerprints = [dedup_key(secret, payload) for payload in payloads]
+        with self._tools.turn:
+            payloads: list[Payload] = []
+            spans: list[int] = []
+            for _, content in files:
+                before = len(payloads)
+                if len(content) > CHUNK_MIN:
+                    payloads.extend(self._cut(content))
+                elif content:
+                    payloads.append(content)
+                spans.append(len(payloads) - before)
+            secret = self._batch.ring.dedup
+            fingerprints = [dedup_key(secret, payload) for payload in payloads]
         known = self._known(fingerprints)
-        new = self._share(fingerprints, payloads, known)
-        drafts: list[Draft] = []
-        at = 0
-        for (intake, content), count in zip(files, spans, strict=True):
-            entries: list[Placed] = []
-            stored = 0
-            for fingerprint in fingerprints[at : at + count]:
-                place = known.get(fingerprint)
-                if place is None:
-                    entries.append(self._batch.written[fingerprint])
-                    stored += new.pop(fingerprint, 0)
-                else:
-                    entries.append(self._use(place, fingerprint))
-            drafts.append(Draft(intake, blake3(content).digest(), (), entries, stored))
-            at += count
+        with self._tools.turn:
+            new = self._share(fingerprints, payloads, known)
+            drafts: list[Draft] = []
+            at = 0
+            for (intake, content), count in zip(files, spans, strict=True):
+                entries: list[Placed] = []
+                stored = 0
+                for fingerprint in fingerprints[at : at + count]:
+                    place = known.get(fingerprint)
+                    if place is None:
+                        entries.append(self._batch.written[fingerprint])
+                        stored += new.pop(fingerprint, 0)
+                    else:
+                        entries.append(self._use(place, fingerprint))
+                drafts.append(Draft(intake, blake3(content).digest(), (), entries, stored))
+                at += count
         return drafts
 
     def _cut(self, content: bytes) -> list[Payload]:

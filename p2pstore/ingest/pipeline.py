@@ -92,8 +92,9 @@ class Ingest:
         with self._finished(batch):
             drafts = Contents(batch, self._catalog, self._pool, self._tools).read(files)
             batch.data.close()
-            sealer = self._tools.sealer(batch.keys)
-            results = write_manifests(batch, author, sealer, drafts, kind, self._random)
+            with self._tools.turn:
+                sealer = self._tools.sealer(batch.keys)
+                results = write_manifests(batch, author, sealer, drafts, kind, self._random)
         safe = [result for result in results if isinstance(result, Protected)]
         self._record(batch, lambda db: commit(db, safe, batch.rows))
         return results
