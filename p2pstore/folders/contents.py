@@ -218,7 +218,8 @@ async def _settled(asked: Collection[Folder], progress: Progress) -> None:
                 raise Unavailable(f"{folder.path} is paused: {folder.entry.paused}")
         left = sum(folder.pending() for folder in asked)
         most = max(most, left)
-        progress({"stage": "replace", "files": most - left, "files_total": most})
+        if most:
+            progress({"stage": "replace", "files": most - left, "files_total": most})
         await asyncio.sleep(POLL_S)
 
 
