@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from p2pstore.syscalls import syncfs
+
 # No reserved blocks and no lazy work: what is free is free, and nobody writes behind us.
 MAKE = {
     "ext4": ("-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
@@ -48,13 +50,23 @@ class Loop:
             pytest.skip(f"no loop device here: {exc.stderr.strip()}")
 
     def umount(self) -> None:
+        with suppress(OSError):  # its power is cut off: nothing is written any more
+            self._sync()
         run("umount", str(self.at))
         if self._is_in_use():
             # A mount namespace that was made meanwhile (a test of networks, a container) has the
-            # mount too: the next one would get its file system, with its power cut off.
+            # mount too: the next one would get its file system, with its power cut off. What it has
+            # not written yet is not in the image.
             fresh = self.image.with_name(f"{self.image.name}-fresh")
             shutil.copyfile(self.image, fresh)
             os.replace(fresh, self.image)
+
+    def _sync(self) -> None:
+        top = os.open(self.at, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            syncfs(top)
+        finally:
+            os.close(top)
 
     def _is_in_use(self) -> bool:
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
