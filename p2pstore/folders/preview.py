@@ -18,6 +18,7 @@ from p2pstore.filesystems import is_remote
 from p2pstore.folders.judging import treat
 from p2pstore.placement import SUFFIX, read_placeholder
 from p2pstore.policy import Treatment, marks_repository
+from p2pstore.syscalls import AT_FDCWD
 from p2pstore.watch import Seen, Unread, scan
 
 OPENING = 64  # bytes that tell a manifest
@@ -73,10 +74,8 @@ def preview(path: Path, settings: FolderSettings, known: Container[bytes] | None
 def _is_placeholder(folder: Path, seen: Seen) -> bool:
     if not stat_module.S_ISREG(seen.mode) or not seen.path.endswith(SUFFIX):
         return False
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = os.fsencode(folder) + b"/" + seen.path
     try:
-        return looks_like_manifest(read_placeholder(directory, seen.path, OPENING))
+        return looks_like_manifest(read_placeholder(AT_FDCWD, name, OPENING))
     except OSError:
         return False  # gone, or unreadable: looking at it will tell
-    finally:
-        os.close(directory)
