@@ -91,34 +91,50 @@ class Contents:
     def _small(self, files: Sequence[tuple[Intake, bytes]]) -> list[Draft]:
         """Files that fit into memory together: one look-up and one append for all of them."""
         with self._tools.turn:
-            payloads: list[Payload] = []
-            spans: list[int] = []
-            for _, content in files:
-                before = len(payloads)
-                if len(content) > CHUNK_MIN:
-                    payloads.extend(self._cut(content))
-                elif content:
-                    payloads.append(content)
-                spans.append(len(payloads) - before)
+            payloads, spans = self._payloads(files)
             secret = self._batch.ring.dedup
             fingerprints = [dedup_key(secret, payload) for payload in payloads]
         known = self._known(fingerprints)
         with self._tools.turn:
             new = self._share(fingerprints, payloads, known)
-            drafts: list[Draft] = []
-            at = 0
-            for (intake, content), count in zip(files, spans, strict=True):
-                entries: list[Placed] = []
-                stored = 0
-                for fingerprint in fingerprints[at : at + count]:
-                    place = known.get(fingerprint)
-                    if place is None:
-                        entries.append(self._batch.written[fingerprint])
-                        stored += new.pop(fingerprint, 0)
-                    else:
-                        entries.append(self._use(place, fingerprint))
-                drafts.append(Draft(intake, blake3(content).digest(), (), entries, stored))
-                at += count
+            return self._drafts(files, spans, fingerprints, known, new)
+
+    def _payloads(self, files: Sequence[tuple[Intake, bytes]]) -> tuple[list[Payload], list[int]]:
+        """The chunks of all files, and how many each file has."""
+        payloads: list[Payload] = []
+        spans: list[int] = []
+        for _, content in files:
+            before = len(payloads)
+            if len(content) > CHUNK_MIN:
+                payloads.extend(self._cut(content))
+            elif content:
+                payloads.append(content)
+            spans.append(len(payloads) - before)
+        return payloads, spans
+
+    def _drafts(
+        self,
+        files: Sequence[tuple[Intake, bytes]],
+        spans: Sequence[int],
+        fingerprints: Sequence[bytes],
+        known: dict[bytes, Known],
+        new: dict[bytes, int],
+    ) -> list[Draft]:
+        """Every file with the places of its chunks; `new` says what each new one cost."""
+        drafts: list[Draft] = []
+        at = 0
+        for (intake, content), count in zip(files, spans, strict=True):
+            entries: list[Placed] = []
+            stored = 0
+            for fingerprint in fingerprints[at : at + count]:
+                place = known.get(fingerprint)
+                if place is None:
+                    entries.append(self._batch.written[fingerprint])
+                    stored += new.pop(fingerprint, 0)
+                else:
+                    entries.append(self._use(place, fingerprint))
+            drafts.append(Draft(intake, blake3(content).digest(), (), entries, stored))
+            at += count
         return drafts
 
     def _cut(self, content: bytes) -> list[Payload]:
