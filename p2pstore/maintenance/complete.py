@@ -277,7 +277,6 @@ class _Filing:
         self._catalog = catalog
         self._ring = ring
         self._now_ms = int(clock.wall() * 1000)
-        self._files = 0
         self._loop = loop
         self._filer = Filer(
             catalog=catalog,
