@@ -195,8 +195,8 @@ def test_what_only_a_late_holder_knows_comes_when_it_does(
     (back / "own.txt").write_bytes(b"mine")
     desk.start("--bootstrap", address)
     until(lambda: (back / "sub/new.bin.f").exists(), "the late file", 40.0, lambda: second.log)
+    until(lambda: not (second.home / "recovering").exists(), "laid out", 40.0)
     second.wait_rows(back, paused=False)
-    assert not (second.home / "recovering").exists()
     assert set(names(back)) == {
         *("letter.txt.f", "own.conflict.txt.f", "own.txt", "same.txt.f", "sub")
     }
