@@ -96,7 +96,10 @@ def join(shell: Shell, link: str, offer: int | None, name: str | None) -> int:
     Works before the first run, and while the node runs and has protected nothing yet. A link for a
     friend works at any time: you keep your own group, and lend room with --offer.
     """
+    from p2pstore.wire import parse_link
+
     link = secret(link)
+    parse_link(link)  # before a mistake in it makes a HOME
     goes_on = "If the other side confirms now, this node is in; p2pstore peers"
     with shell.any_node(may_be_new=True) as node, shell.waiting(goes_on) as meter:
         done = node.call("join", meter, link=link, offer=offer, name=name)

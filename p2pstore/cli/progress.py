@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from p2pstore.cli import show
+from p2pstore.text import plural
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -93,7 +94,7 @@ class Meter:
             for past in self._tasks.values():
                 self._bar.update(past, visible=False)
             self._tasks[stage] = self._bar.add_task(line, total=None)
-        key = "bytes" if news.get("bytes_total") else "files"
+        key = "bytes" if news.get("bytes_total") else counted(news)
         self._bar.update(
             self._tasks[stage],
             description=line,
@@ -126,15 +127,20 @@ class Rate:
         return (count - self._first) / elapsed if elapsed >= 0.5 else 0.0
 
 
+def counted(news: dict[str, Any]) -> str:
+    """Return what the stage goes through: `files`, or `bundles` where it looks at the store."""
+    return "bundles" if "bundles" in news else "files"
+
+
 def describe(news: dict[str, Any], rate: Rate, now: float) -> str:
     """Return `Protecting  12,400 of 32,118 files   3.1 of 9.8 GB   212 MB/s   31 s left`."""
     stage = str(news.get("stage", "work"))
     words = [_STAGES.get(stage, show.name(stage).capitalize())]
-    done, total = news.get("files"), news.get("files_total")
+    done, total = news.get(things := counted(news)), news.get(f"{things}_total")
     if done and total:
-        words.append(f"{done:,} of {show.files(total)}")
-    elif done is not None and (done or total):
-        words.append(show.files(total or done))  # nothing of it is done yet, or who knows how many
+        words.append(f"{done:,} of {plural(total, things[:-1])}")
+    elif done is not None and (done or total):  # nothing of it is done yet, or who knows how many
+        words.append(plural(total or done, things[:-1]))
     if news.get("note"):
         words.append(show.name(news["note"]))
     count, count_total = news.get("bytes"), news.get("bytes_total")

@@ -20,8 +20,9 @@ NAMES
 
 PROGRESS
     {"stage": "protect", "files": n, "files_total": N, "bytes": b, "bytes_total": B}; the counts may
-    be absent or null. Stages: scan, rest, protect, replace, push, hydrate, evict, check, rebuild,
-    export, upload, download.
+    be absent or null. Stages: scan, rest, protect, replace, push, hydrate, evict, rebuild, lay,
+    export, upload, download; check, repair and move count "bundles" in the place of "files". "note"
+    is said behind the count.
     {"text": "..."} is a line to show once, whatever the stage.
 
 RESULTS OF MANY (hydrate, dehydrate, free_up, pin, unpin, evict)

@@ -105,8 +105,8 @@ class _Check:
             self._progress(
                 {
                     "stage": "check",
-                    "files": bundles,
-                    "files_total": len(jobs),
+                    "bundles": bundles,
+                    "bundles_total": len(jobs),
                     "bytes": bytes_seen,
                     "bytes_total": total,
                 }

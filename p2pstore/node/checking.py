@@ -161,7 +161,7 @@ class _Mending:
         """Each line says then whether it was mended, or why not."""
         sick = [(p, line) for p, line in zip(problems, lines, strict=True) if p.bundle is not None]
         for done, (problem, line) in enumerate(sick, 1):
-            progress({"stage": "repair", "files": done, "files_total": len(sick)})
+            progress({"stage": "repair", "bundles": done, "bundles_total": len(sick)})
             if problem.bundle is not None:
                 line.update(await self._bundle(problem.bundle))
         for row in await in_thread(self._node.pool, self._given_up):

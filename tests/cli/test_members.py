@@ -9,7 +9,7 @@ import pytest
 from p2pstore.cli import show
 from p2pstore.errors import Unavailable, UsageError
 
-LINK = "p2ps://192.168.1.5:8080/abc?n=main#secret"
+LINK = f"p2ps://192.168.1.5:8080/{'vov2xk5l' * 4}?n=default#{'ceir' * 6}ce"
 INVITATION = {"invite": "i1", "link": LINK, "fingerprint": "a b c", "expires_s": 600}
 
 
@@ -82,6 +82,14 @@ def test_join_reads_the_link_from_a_pipe(line, served):
 def test_join_with_an_empty_pipe_is_exit_2(line, served):
     assert line("join", "-").code == 2
     assert served.calls == []
+
+
+def test_mistake_in_the_link_makes_no_home(line, stopped, home):
+    shutil.rmtree(home)
+    ran = line("join", LINK[:-3])
+    assert (ran.code, ran.err) == (2, "The invitation was not copied completely.\n")
+    assert not home.exists()
+    assert stopped.opened == []
 
 
 def test_join_works_before_the_first_run(line, control, stopped, home):

@@ -28,6 +28,7 @@ def test_line_reads_as_promised():
         ({"stage": "scan", "files": 7}, "Looking  7 files"),
         ({"stage": "scan", "files": 7, "files_total": None}, "Looking  7 files"),
         ({"stage": "scan", "files": 0, "bytes": 0}, "Looking"),
+        ({"stage": "check", "bundles": 1, "bundles_total": 3}, "Checking  1 of 3 bundles"),
         ({"stage": "replace", "files": 0, "files_total": 0}, "Replacing"),
         ({"stage": "replace", "files": 0, "files_total": 8}, "Replacing  8 files"),
         ({"stage": "replace", "files": 3, "files_total": 8}, "Replacing  3 of 8 files"),
@@ -36,8 +37,8 @@ def test_line_reads_as_promised():
         ({"stage": "push", "bytes": 5_000}, "Copying  5.0 kB"),
         ({"stage": "odd\n", "files": 1}, "Odd\\n  1 file"),
         (
-            {"stage": "move", "note": "12 of 41 bundles, to: desk", "bytes": 5_000},
-            "Moving  12 of 41 bundles, to: desk   5.0 kB",
+            {"stage": "move", "bundles": 12, "bundles_total": 41, "note": "to: a", "bytes": 5_000},
+            "Moving  12 of 41 bundles   to: a   5.0 kB",
         ),
         ({}, "Work"),
     ],

@@ -66,7 +66,7 @@ def test_sound_store_has_no_problems(world: World, held: HeldStore, read_data: b
     assert done.bundles == len(world.store.list()) == 2
     assert done.blocks >= 4
     assert done.bytes > 300_000
-    assert said[-1]["files"] == said[-1]["files_total"] == 2
+    assert said[-1]["bundles"] == said[-1]["bundles_total"] == 2
 
 
 def test_as_much_is_told_whether_it_was_read_or_not(world: World, held: HeldStore) -> None:

@@ -63,11 +63,11 @@ def _progress(
     names = ", ".join(sorted(_name(node, taker) for taker in takers))
     return {
         "stage": "move",
-        "files": None,
-        "files_total": None,
+        "bundles": total - left,
+        "bundles_total": total,
         "bytes": size - left_size,
         "bytes_total": size,
-        "note": f"{total - left:,} of {total:,} bundles" + (f", to: {names}" if names else ""),
+        "note": f"to: {names}" if names else "",
     }
 
 
