@@ -177,12 +177,13 @@ class Batching:
             books.ours.placed(candidates, parts.now())
             books.ours.end(candidates)
         self._hold(taken)
+        for outcome in taken.outcomes:  # at once: whoever waited for the batch may force them now
+            self._settle(outcome, candidates[outcome.path])
         for outcome in taken.outcomes:
-            if outcome.state == "found placeholder":
-                if await parts.in_thread(self._meeting.misnamed, root, outcome.path):
-                    books.losses.found([outcome.path])
-            else:
-                self._settle(outcome, candidates[outcome.path])
+            if outcome.state == "found placeholder" and await parts.in_thread(
+                self._meeting.misnamed, root, outcome.path
+            ):
+                books.losses.found([outcome.path])
         parts.protected()
 
     def _settle(self, outcome: Outcome, candidate: Candidate) -> None:

@@ -131,6 +131,7 @@ class InFlight:
     def __init__(self) -> None:
         self._sizes: dict[bytes, int] = {}
         self._done: dict[bytes, int] = {}  # of large files; each is written by its batch alone
+        self._ended = asyncio.Event()  # set for a moment by each end
 
     def __contains__(self, path: bytes) -> bool:
         return path in self._sizes
@@ -158,6 +159,15 @@ class InFlight:
         for path in paths:
             self._sizes.pop(path, None)
             self._done.pop(path, None)
+        self._ended.set()
+        self._ended.clear()
+
+    async def end_of(self, path: bytes) -> None:
+        """Return when what is in hand now, at a path or beneath it, is not any more."""
+        prefix = path + b"/"
+        mine = {p for p in self._sizes if not path or p == path or p.startswith(prefix)}
+        while mine & self._sizes.keys():
+            await self._ended.wait()
 
 
 class Books:

@@ -68,6 +68,7 @@ class Contents:
     async def _inside(
         self, folder: Folder, path: bytes, progress: Progress
     ) -> AsyncIterator[Brought]:
+        await folder.batches_end(path)
         tell = _Tally(*await folder.in_thread(folder.total_below, path, AWAY), progress)
         async with folder.open_root() as root:
             async for placeholders in _placeholders(folder, path):
@@ -127,6 +128,7 @@ class Contents:
         """
         asked = [(*self._registry.need(path), path) for path in paths]
         for folder, relative, _ in asked:
+            await folder.batches_end(relative)  # one that began before may leave it as it is
             async for rows in folder.pages_below(relative, (State.PROTECTED,)):
                 folder.force(rows)
             folder.force_new(relative)
@@ -151,6 +153,7 @@ class Contents:
     async def pin(self, paths: Sequence[str], pinned: bool, progress: Progress) -> list[Brought]:
         """Pinned before they are brought back, so that nothing else is ever said of them."""
         for folder, relative in [self._registry.need(path) for path in paths]:
+            await folder.batches_end(relative)
             async for rows in folder.pages_below(relative, KNOWN):
                 change = partial(_set_pinned, [row.id for row in rows], pinned)
                 await self._parts.catalog.awrite(change)

@@ -141,6 +141,12 @@ class Folder:
     def is_in_flight(self, path: bytes) -> bool:
         return path in self._books.in_flight
 
+    async def batches_end(self, path: bytes) -> None:
+        """Return when the catalog says what batches have made of a path (named with or without
+        `.f`) or of what is beneath it; later batches are not waited for."""
+        for name in dict.fromkeys((path, path.removesuffix(SUFFIX))):
+            await self._books.in_flight.end_of(name)
+
     def is_opened_by_us(self, path: bytes, heard: float) -> bool:
         """Whether an open of this path's placeholder was our own: in the batch that made it."""
         return self.is_in_flight(path) or self._books.ours.opened(path, heard, self._parts.now())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from functools import partialmethod
 from typing import Any
 
 import pytest
 
-from p2pstore.folders import Folder
+from p2pstore.folders import Folder, taking
 from tests.node.conftest import CONTENTS, Place
 from tests.node.test_carriers import ask
 
@@ -96,3 +98,57 @@ async def test_the_total_of_one_file_is_known_by_either_name(place: Place) -> No
             await node.folders.hydrate([os.fspath(place.folder / typed)], said.append)
             size = len(CONTENTS[typed.removesuffix(".f")])
             assert (said[-1]["files_total"], said[-1]["bytes_total"]) == (1, size)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.f", ""])
+async def test_what_is_replaced_just_now_is_brought_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It lies in its place as `.f`, and the catalog does not say so yet."""
+    is_placed, may_go_on = threading.Event(), threading.Event()
+    replace = taking.replace
+
+    def slow(*args: Any) -> Any:
+        done = replace(*args)
+        is_placed.set()
+        may_go_on.wait(20)
+        return done
+
+    monkeypatch.setattr(taking, "replace", slow)
+    path = os.fspath(place.folder / name)
+    place.write({"a.txt": b"content"})
+    async with place.running() as node:
+        await node.folders.add(os.fspath(place.folder), {}, force=False)
+        await asyncio.to_thread(is_placed.wait, 20)
+        asked = asyncio.create_task(node.folders.hydrate([path], lambda _: None))
+        await asyncio.wait([asked], timeout=0.5)
+        may_go_on.set()
+        (brought,) = await asked
+    assert brought.error is None
+    assert place.contents() == {"a.txt": b"content"}
+
+
+async def test_an_edit_that_is_protected_just_now_can_be_replaced(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batch began before anybody asked, and leaves it in work."""
+    is_protected, may_go_on = threading.Event(), threading.Event()
+    path = os.fspath(place.folder / "a.txt")
+    async with place.running() as node:
+        await place.filled(node)
+        await node.folders.hydrate([path], lambda _: None)
+        take = taking.Taking.take
+
+        def slow(self: taking.Taking, *args: Any) -> taking.Taken:
+            taken = take(self, *args)
+            is_protected.set()
+            may_go_on.wait(20)
+            return taken
+
+        monkeypatch.setattr(taking.Taking, "take", slow)
+        place.write({"a.txt": b"an edit"})
+        await asyncio.to_thread(is_protected.wait, 20)
+        asked = asyncio.create_task(node.folders.dehydrate([path], lambda _: None))
+        await asyncio.wait([asked], timeout=0.5)
+        may_go_on.set()
+        assert await asked == {path: ""}
