@@ -51,12 +51,10 @@ class Countdown:
         self._power = power  # where the file system is mounted whose power is cut
         self._flush = flush  # somebody else's fsync made its journal durable just before
         self.calls = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the end itself makes calls that are counted
 
     def hit(self) -> None:
-        if self.kill_at and self.calls >= self.kill_at:
-            return  # the end is near
-        with self._lock:
+        with self._lock:  # held to the end: no other thread changes anything after the cut
             self.calls += 1
             if self.calls == self.kill_at:
                 if self._power:
