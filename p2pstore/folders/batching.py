@@ -213,7 +213,8 @@ class Batching:
     def _hold(self, taken: Taken) -> None:
         """Keep the leases a second more; remember the trash."""
         if taken.intent is not None and taken.body is not None:
-            self._trash.add(Trashed(taken.intent, taken.body, self._parts.now_ms(), False))
+            now = self._parts.now_ms()
+            self._trash.add(Trashed.of(taken.intent, taken.body, now, rehash=False))
         if taken.claims:
             self._held.append(taken.claims)
             asyncio.get_running_loop().call_later(LEASE_HOLD_S, self._let_go_of, taken.claims)

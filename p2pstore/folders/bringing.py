@@ -362,7 +362,7 @@ class Bringing:
                 journal.close(db, intent)
 
         await self._catalog.awrite(record)
-        return Trashed(intent, body, now, False) if trashed else None
+        return Trashed.of(intent, body, now, rehash=False) if trashed else None
 
     async def _in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await in_thread(self._pool, function, *args, **kwargs)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from enum import Enum
 
 from p2pstore.errors import IntegrityError, Unavailable
-from p2pstore.folders.intents import Body, Item, Trashed
+from p2pstore.folders.intents import TRASHED, Body, Item, Trashed
 from p2pstore.ids import FileId
 from p2pstore.leases import LeaseKeeper
 from p2pstore.placement import (
@@ -51,7 +51,11 @@ def empty(
     keeper: LeaseKeeper,
 ) -> tuple[Trashed | None, list[bytes]]:
     """What must stay in trash, and the names under which files went back. Blocks on the disk."""
-    items = {item.path: item for item in batch.body.items}
+    found = catalog.view(lambda db: journal.get(db, batch.intent))
+    if found is None:
+        return None, []  # nothing of it is left
+    body = Body.decode(found.body)
+    items = {item.path: item for item in body.items}
     originals = [item for item in items.values() if item.hash]
     needs = catalog.view(lambda db: {i.path: _bundles_of(db, folder, i) for i in originals})
     verdicts = _Judge(store)
@@ -64,22 +68,22 @@ def empty(
             doomed.append(Doomed(path, item.identity, item.hash, batch.rehash))
         elif verdict is _Verdict.BACK:
             finished.add(path)
-            if (name := _back(root, batch.body.batch, path)) is not None:
+            if (name := _back(root, batch.batch, path)) is not None:
                 back.append(name)
-    for fate in discard(root, batch.body.batch, doomed, keeper):
+    for fate in discard(root, batch.batch, doomed, keeper):
         if fate.moved_back:
             log.info("%s was changed while it lay in trash; it is back.", fate.moved_back)
             back.append(fate.moved_back)
         if fate.gone or fate.moved_back:
             finished.add(fate.path)
     rest = tuple(item for path, item in items.items() if path not in finished)
-    body = Body(batch.body.folder_id, batch.body.batch, rest)
     if rest:
+        left = Body(body.folder_id, body.batch, rest)
         if finished:
             catalog.write(
-                lambda db: journal.advance(db, batch.intent, "trashed", body.encode())
+                lambda db: journal.advance(db, batch.intent, TRASHED, left.encode())
             ).result()
-        return batch._replace(body=body), back
+        return Trashed.of(batch.intent, left, batch.since_ms, rehash=batch.rehash), back
     catalog.write(lambda db: journal.close(db, batch.intent)).result()
     return None, back
 

@@ -265,7 +265,7 @@ class Folder:
         if self.root is not None:
             async with self.open_root() as root:
                 await self._trash.empty_all(root)
-        return sum(len(batch.body.items) for batch in self._trash.batches())
+        return sum(batch.files for batch in self._trash.batches())
 
     def set_paused(self, why: str) -> None:
         self.entry = msgspec.structs.replace(self.entry, paused=why)

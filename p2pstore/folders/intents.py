@@ -69,9 +69,17 @@ _DECODER = msgspec.msgpack.Decoder(Body)
 
 
 class Trashed(NamedTuple):
-    """A batch that waits in trash."""
+    """A batch that waits in trash. Its row in the journal names what lies there: a trash may hold
+    a million files."""
 
     intent: int
-    body: Body
+    batch: str
+    files: int
+    bytes: int
     since_ms: int
     rehash: bool  # the node restarted since: contents are hashed anew before anything goes
+
+    @classmethod
+    def of(cls, intent: int, body: Body, since_ms: int, *, rehash: bool) -> Trashed:
+        size = sum(item.size for item in body.items)
+        return cls(intent, body.batch, len(body.items), size, since_ms, rehash)

@@ -193,7 +193,7 @@ def _lay_batch(
 
     intent = catalog.write(record).result()
     if intent is not None:
-        trashed.append(Trashed(intent, body, now_ms, False))
+        trashed.append(Trashed.of(intent, body, now_ms, rehash=False))
     failed.extend(not_laid)
     return len(laid)
 

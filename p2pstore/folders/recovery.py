@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import stat as stat_module
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from p2pstore.clock import Clock
@@ -72,6 +72,7 @@ class Recovery:
     def run(self) -> list[Trashed]:
         """The batches that still wait in trash, each to be hashed again before it goes."""
         waiting: list[Trashed] = []
+        known: dict[str, set[bytes]] = {}  # what lies in trash, by batch
         for intent in self._catalog.view(journal.all_open):
             if intent.kind not in (IntentKind.REPLACE, IntentKind.HYDRATE):
                 continue
@@ -79,7 +80,8 @@ class Recovery:
             if body.folder_id != self._root.folder_id:
                 continue
             if intent.state == TRASHED:
-                waiting.append(Trashed(intent.id, body, intent.created, True))
+                waiting.append(Trashed.of(intent.id, body, intent.created, rehash=True))
+                known[body.batch] = {item.path for item in body.items}
                 continue
             log.info("Recovering %d files of batch %s.", len(body.items), body.batch)
             if intent.state == INGEST:
@@ -95,12 +97,10 @@ class Recovery:
             settled = Body(body.folder_id, body.batch, tuple(items))
             self._settle(intent.id, settled)
             if items:
-                waiting.append(Trashed(intent.id, settled, intent.created, True))
+                waiting.append(Trashed.of(intent.id, settled, intent.created, rehash=True))
+                known[settled.batch] = {item.path for item in items}
         self._remove_parts()
-        waiting.extend(
-            self._unknown({(w.body.batch, i.path) for w in waiting for i in w.body.items})
-        )
-        return waiting
+        return waiting + self._unknown(known)
 
     # -- the three kinds of interruption ----------------------------------------------------------
 
@@ -227,11 +227,11 @@ class Recovery:
                 if name.startswith(PART):
                     remove_copy(self._root, TEMPORARY + b"/" + name)
 
-    def _unknown(self, known: set[tuple[str, bytes]]) -> list[Trashed]:
+    def _unknown(self, known: Mapping[str, Collection[bytes]]) -> list[Trashed]:
         """Files in trash that no journal row speaks of go back to where their path says."""
         leftovers: dict[str, list[Item]] = {}
         for batch, path, stat in list(listing(self._root)):
-            if (batch, path) in known:
+            if path in known.get(batch, ()):
                 continue
             found = self._look(trash_path(batch, path))
             if found is None:
@@ -287,7 +287,7 @@ class Recovery:
         intent = self._catalog.write(
             lambda db: journal.open_intent(db, IntentKind.REPLACE, body.encode(), now, TRASHED)
         ).result()
-        return Trashed(intent, body, now, True)
+        return Trashed.of(intent, body, now, rehash=True)
 
     # -- parts ------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def metrics(node: Node) -> bytes:
     passed.labels("sent").set(traffic.sent)
     trash = [batch for folder in node.folders.all() for batch in folder.trash()]
     gauge("trash_bytes", "Bytes of originals in the folders' trash").set(
-        sum(item.size for batch in trash for item in batch.body.items)
+        sum(batch.bytes for batch in trash)
     )
     held = node.held.groups()
     gauge("held_bytes", "Bytes kept for other devices and groups").set(sum(held.values()))

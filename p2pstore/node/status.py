@@ -325,7 +325,7 @@ def _space(node: Node) -> Json:
     waiting = [f.waiting.held_up().get("waiting for room") for f in node.folders.all()]
     return {
         "bundles_bytes": stored.get(BundleState.SEALED, 0) + stored.get(BundleState.EVICTING, 0),
-        "trash_bytes": sum(item.size for batch in trash for item in batch.body.items),
+        "trash_bytes": sum(batch.bytes for batch in trash),
         "offered_bytes": node.config.offer_of(total=total, free=free, held=held),
         "held_for_others_bytes": held,
         "trash_until": until + node.config.trash_hold_s if trash else None,

@@ -193,7 +193,7 @@ class World:
         found = []
         for intent in self.catalog.view(journal.all_open):
             if intent.state == TRASHED:
-                found.append(Trashed(intent.id, Body.decode(intent.body), 0, True))
+                found.append(Trashed.of(intent.id, Body.decode(intent.body), 0, rehash=True))
         return found
 
     def empty_trash(self, batches: Iterable[Trashed] | None = None) -> list[Trashed]:
@@ -343,7 +343,8 @@ def assert_journal_closed(made: World) -> None:
 
 def assert_trash_known(made: World) -> None:
     """Everything in trash is spoken of by the journal."""
-    known = {(b.body.batch, item.path) for b in made.waiting() for item in b.body.items}
+    bodies = [Body.decode(intent.body) for intent in made.catalog.view(journal.all_open)]
+    known = {(body.batch, item.path) for body in bodies for item in body.items}
     there = {(batch, path) for batch, path, _ in listing(made.root)}
     assert there <= known, there - known
 

@@ -135,7 +135,7 @@ def test_the_placeholder_of_an_earlier_version_gives_way(made: World) -> None:
     assert made.at(b"sub/a.f").read_bytes() == manifest_of(made, row) != first
     assert row.ino == made.at(b"sub/a.f").stat().st_ino
     (batch,) = laid.trashed
-    kept = made.path / ".p2pstore/trash" / batch.body.batch / "sub/a.f"
+    kept = made.path / ".p2pstore/trash" / batch.batch / "sub/a.f"
     assert kept.read_bytes() == first
     assert_trash_known(made)
     assert made.empty_trash([batch]) == []
