@@ -126,11 +126,17 @@ class Contents:
         Of a directory nothing is said of its links, which have no content.
         """
         asked = [(*self._registry.need(path), path) for path in paths]
+        folders = {folder.folder_id: folder for folder, _, _ in asked}.values()
         for folder, relative, _ in asked:
             async for rows in folder.pages_below(relative, (State.PROTECTED,)):
                 folder.force(rows)
             folder.force_new(relative)
-        await _settled({folder.folder_id: folder for folder, _, _ in asked}.values(), progress)
+        await _settled(folders, progress)
+        # A batch that had some of them in hand, and nothing but protected them, has ended now.
+        for folder, relative, _ in asked:
+            async for rows in folder.pages_below(relative, (State.PROTECTED,)):
+                folder.force(row for row in rows if row.reason == IN_WORK)
+        await _settled(folders, progress)
         results: dict[str, str] = {}
         for folder, relative, path in asked:
             is_known = os.path.isdir(path)
