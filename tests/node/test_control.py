@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from functools import partialmethod
 from typing import Any
 
 import pytest
 
 from p2pstore.folders import Folder
+from p2pstore.node.status import status
 from tests.node.conftest import CONTENTS, Place
 from tests.node.test_carriers import ask
 
@@ -86,6 +89,42 @@ async def test_a_folder_is_gone_through_page_by_page(
     assert again == []
     assert replaced == dict.fromkeys(map(os.fsdecode, whole), "")
     assert sorted(one.path for one in pinned) == sorted(whole)
+
+
+async def test_what_a_batch_only_protects_is_replaced_when_that_is_asked_meanwhile(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.folder / "a.txt"
+    may_end = threading.Event()
+    async with place.running() as node:
+        await place.filled(node)
+        await node.folders.hydrate([os.fspath(path)], lambda _: None)
+        taking = node.folders.at(os.fspath(place.folder))._parts.taking
+        take = taking.take
+
+        def slow(*args: Any) -> Any:
+            taken = take(*args)
+            assert may_end.wait(20)
+            return taken
+
+        monkeypatch.setattr(taking, "take", slow)
+        path.write_bytes(b"edited")
+        async with asyncio.timeout(20):
+            while status(node, [os.fspath(path)])["files"][0]["size"] != len(b"edited"):
+                await asyncio.sleep(0.01)
+        replaced = await node.folders.dehydrate([os.fspath(path)], lambda _: may_end.set())
+    assert replaced == {os.fspath(path): ""}
+
+
+async def test_who_asks_right_after_the_start_is_not_told_that_a_folder_is_away(
+    place: Place,
+) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+    async with place.running() as node:
+        brought = await node.folders.hydrate([os.fspath(place.folder)], lambda _: None)
+        assert [one.error for one in brought if one.error] == []
+        assert place.contents() == CONTENTS
 
 
 async def test_the_total_of_one_file_is_known_by_either_name(place: Place) -> None:
