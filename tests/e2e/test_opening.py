@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import NewNode
-from tests.e2e.nodes import Node, names, some_bytes, until, write
+from tests.e2e.nodes import (
+    Node,
+    contents_of,
+    files_below,
+    names,
+    some_bytes,
+    until,
+    write,
+)
 
 WITHIN_S = 2.0
 
@@ -111,7 +119,7 @@ def test_a_placeholder_renamed_without_f_is_never_taken_as_content(
 def test_hydrate_never_overwrites_another_file(quiet: Node, vault: Path) -> None:
     (vault / "a.txt").write_bytes(b"mine, and newer")
     quiet.type("hydrate", vault / "a.txt.f")
-    contents = {path.read_bytes() for path in vault.iterdir() if path.is_file()}
+    contents = contents_of(vault.iterdir())
     assert b"mine, and newer" in contents
 
 
@@ -133,7 +141,7 @@ def test_a_damaged_placeholder_is_kept_and_the_file_comes_from_the_catalog(
         file.truncate()
         file.write(changed)
     done = quiet.type("hydrate", vault / "a.txt.f")
-    contents = {path.read_bytes() for path in vault.iterdir() if path.is_file()}
+    contents = contents_of(vault.iterdir())
     if done.code == 0:
         assert b"alpha" in contents
     # Whatever was made of it, what the owner (or the disk) wrote there is not lost.
@@ -275,7 +283,7 @@ def test_saving_into_the_placeholder_itself_loses_neither(
     assert node.ok("cat", path).raw in (b"first version", b"typed into the placeholder")
 
     def kept() -> bool:
-        found = [p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name[-2:] != ".f"]
+        found = contents_of(p for p in files_below(folder) if p.suffix != ".f")
         return b"typed into the placeholder" in found or any(
             node.type("cat", folder / name).raw == b"typed into the placeholder"
             for name in names(folder)
