@@ -116,6 +116,18 @@ async def test_what_a_batch_only_protects_is_replaced_when_that_is_asked_meanwhi
     assert replaced == {os.fspath(path): ""}
 
 
+async def test_a_folder_that_comes_while_folders_are_told_is_told_the_next_time(
+    place: Place,
+) -> None:
+    async with place.running() as node:
+        asking = asyncio.ensure_future(ask(node, "folders"))
+        await asyncio.sleep(0)  # it has asked which there are
+        await node.folders.add(os.fspath(place.folder), {}, force=False)
+        assert (await asking)["folders"] == []
+        (line,) = (await ask(node, "folders"))["folders"]
+        assert line["path"] == os.fspath(place.folder)
+
+
 async def test_who_asks_right_after_the_start_is_not_told_that_a_folder_is_away(
     place: Place,
 ) -> None:
