@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from p2pstore import config
@@ -220,21 +221,24 @@ class Member:
 
     def command(self, *words: str, given: str = "", quiet: bool = False) -> str:
         """Run one command line; its progress goes to our stderr. Returns its stdout."""
-        process = _spawn(
-            self._command(*(["--quiet"] if quiet else []), *words),
-            cwd=self._base,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if quiet else None,
-        )
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with _whole():
+                process = _spawn(
+                    self._command(*(["--quiet"] if quiet else []), *words),
+                    cwd=self._base,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE if quiet else None,
+                )
             out, err = process.communicate(given.encode(), timeout=COMMAND_S)
         except subprocess.TimeoutExpired:
             sentence = f"p2pstore {' '.join(words)} did not end within {COMMAND_S:.0f} s"
             raise self._failure(sentence) from None
         finally:
-            process.kill()
-            process.communicate()
+            if process is not None:
+                process.kill()
+                process.communicate()
         said = out.decode(errors="replace").rstrip()
         if process.returncode:
             said += (err or b"").decode(errors="replace").rstrip()
@@ -243,7 +247,7 @@ class Member:
 
     def start(self) -> None:
         """Start the node; `wait_started` before it is used."""
-        with open(self._log, "ab") as log:
+        with open(self._log, "ab") as log, _whole():
             self._process = _spawn(
                 self._command("run"), cwd=self._base, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log,
@@ -327,9 +331,10 @@ class PictureHost:
         """Where pictures are posted to."""
         module = "p2pstore.cli.picturehost"
         command = [sys.executable, "-m", module, "--dir", os.fspath(self._pictures)]
-        process = self._process = _spawn(
-            command, cwd=self._base, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
+        with _whole():
+            process = self._process = _spawn(
+                command, cwd=self._base, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            )
         assert process.stdout is not None
         address = process.stdout.readline().decode().strip()
         if not address.startswith("http"):
@@ -344,6 +349,25 @@ class PictureHost:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Ctrl-C waits for the end of it: what was started is known to whom it has to end."""
+    came: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _spawn(command: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:

@@ -62,6 +62,8 @@ class Folder:
         self._parts = parts
         self._books = books = Books(entry.settings)
         self._looked_at = asyncio.Event()
+        self._sought = asyncio.Event()  # it is known whether the root is there
+        self._sought.set()
         self._is_busy = False  # what was taken out of `waiting` is not in a batch yet
         self._deciding = asyncio.Lock()  # held while it is concluded what is gone, and begun
         self._next_scan = 0.0
@@ -307,6 +309,7 @@ class Folder:
     @asynccontextmanager
     async def open_root(self) -> AsyncIterator[Root]:
         """The root, open until the end; Unavailable when the folder is not there."""
+        await self._sought.wait()
         root = self.root
         if root is None or not await self.in_thread(root.acquire):
             raise Unavailable(f"{self.path} is not there.")
@@ -322,8 +325,13 @@ class Folder:
 
     async def run(self) -> None:
         """Watch until cancelled; a root that goes away is waited for in silence."""
+        self._sought.clear()
         while True:
-            if await self._arrive():
+            try:
+                is_there = await self._arrive()
+            finally:
+                self._sought.set()
+            if is_there:
                 try:
                     await self._watch()
                 finally:

@@ -25,6 +25,7 @@ class Trash:
         self._parts = parts
         self._hints = hints
         self._batches: list[Trashed] = []
+        self._in_hand: list[Trashed] = []  # being asked now: what they name lies there still
         self._said = ""  # what kept it from being emptied the last time
 
     def add(self, batch: Trashed) -> None:
@@ -36,7 +37,7 @@ class Trash:
         self._batches = list(batches)
 
     def batches(self) -> list[Trashed]:
-        return list(self._batches)
+        return [*self._batches, *self._in_hand]
 
     async def empty_due(self, root: Root, *, room_is_short: bool) -> None:
         """Let go what has waited long enough and is still what was put there."""
@@ -48,7 +49,7 @@ class Trash:
 
     async def empty_all(self, root: Root) -> None:
         """Let go what may go, however short it lay there."""
-        await self._empty(root, self.batches())
+        await self._empty(root, list(self._batches))
 
     async def _empty(self, root: Root, due: Sequence[Trashed]) -> None:
         parts = self._parts
@@ -57,6 +58,7 @@ class Trash:
             if batch not in self._batches:
                 continue
             self._batches.remove(batch)
+            self._in_hand.append(batch)
             left: Trashed | None = batch
             back: list[bytes] = []
             try:
@@ -71,6 +73,7 @@ class Trash:
                 self._said = why
             finally:
                 # Also when the folder is left meanwhile: what was not said to be gone is there.
+                self._in_hand.remove(batch)
                 if left is not None:
                     self._batches.append(left._replace(since_ms=again))
             self._hints.add(back)

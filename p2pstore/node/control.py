@@ -119,8 +119,9 @@ class NodeControl:
 
     async def do_folders(self, _: Args, __: Progress) -> Any:
         node = self._node
-        lines = await asyncio.to_thread(folder_lines, node)
-        for line, folder in zip(lines, node.folders.all(), strict=True):
+        watched = node.folders.all()  # others may come and go meanwhile
+        lines = await asyncio.to_thread(folder_lines, node, of=watched)
+        for line, folder in zip(lines, watched, strict=True):
             line["settings"] = msgspec.to_builtins(folder.settings)
         return {"folders": lines}
 

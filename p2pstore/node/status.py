@@ -70,9 +70,12 @@ def status(node: Node, paths: Sequence[str]) -> Json:
 # -- folders and files ----------------------------------------------------------------------------
 
 
-def folder_lines(node: Node, counted: Mapping[int, int] | None = None) -> list[Json]:
+def folder_lines(
+    node: Node, counted: Mapping[int, int] | None = None, *, of: Sequence[Folder] | None = None
+) -> list[Json]:
+    """Of these folders, else of all that are watched."""
     known = node.maintenance.counted() if counted is None else counted
-    return [_folder_line(node, folder, known) for folder in node.folders.all()]
+    return [_folder_line(node, one, known) for one in (node.folders.all() if of is None else of)]
 
 
 def _folder_line(node: Node, folder: Folder, counted: Mapping[int, int]) -> Json:

@@ -81,10 +81,13 @@ async def test_a_cut_is_heard_by_both_sides(echo: Address) -> None:
 
 async def test_a_stall_is_silence_and_no_end(echo: Address) -> None:
     async with TcpProxy(echo, Faults(stall_every=100_000), seed=1) as proxy:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await through(proxy)
-        assert proxy.told["stalls"]
+        waiting = asyncio.ensure_future(through(proxy))
+        async with asyncio.timeout(20):
+            while not proxy.told["stalls"]:
+                await asyncio.sleep(0.005)
+        assert (await asyncio.wait([waiting], timeout=0.2))[1] == {waiting}
+        waiting.cancel()
+        await asyncio.wait([waiting])
     async with TcpProxy(echo, Faults(stall_every=100_000, stall_s=0.01), seed=1) as proxy:
         assert await through(proxy) == CONTENT
         assert proxy.told["stalls"]

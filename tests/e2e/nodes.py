@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple, TypeVar
@@ -339,6 +340,21 @@ def write(folder: Path, files: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
     return written
 
 
+def files_below(folder: Path) -> list[Path]:
+    """What is p2pstore's own among them; directories may go while this looks."""
+    return [Path(place) / name for place, _, files in os.walk(folder) for name in files]
+
+
+def contents_of(paths: Iterable[Path]) -> list[bytes]:
+    """Of those that are still there when their turn comes: a node that runs may move some."""
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                found.append(path.read_bytes())
+    return found
+
+
 def some_bytes(size: int, seed: int = 0) -> bytes:
     """Bytes that do not compress and differ from seed to seed."""
     import hashlib
@@ -361,6 +377,8 @@ __all__: Sequence[str] = [
     "CHECKOUT",
     "Done",
     "Node",
+    "contents_of",
+    "files_below",
     "is_one_sentence",
     "join",
     "names",

@@ -74,6 +74,14 @@ class Terminal:
                 break
         return text in self.screen
 
+    def find(self, pattern: re.Pattern[str], timeout_s: float = COMMAND_S) -> re.Match[str]:
+        """Read until this was written; what was found."""
+        deadline = time.monotonic() + timeout_s
+        while (found := pattern.search(self.screen)) is None:
+            is_open = time.monotonic() < deadline and self._read(0.5)
+            assert is_open or pattern.search(self.screen), f"it did not come:\n{self.screen}"
+        return found
+
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 

@@ -493,8 +493,14 @@ def many(node: Node, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
     folder = tmp_path / "Many"
     files = write(folder, [(f"{n:02}.txt", b"number %d" % n) for n in range(30)])
     node.add(folder)
-    for n in range(25):
-        (folder / f"{n:02}.txt.f").unlink()
+    assert node.process is not None
+    # Stopped, it sees all of them gone at once: what is gone for longer is not a part of it.
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        for n in range(25):
+            (folder / f"{n:02}.txt.f").unlink()
+    finally:
+        node.process.send_signal(signal.SIGCONT)
     node.wait_rows(folder, paused=True)
     return folder, files
 

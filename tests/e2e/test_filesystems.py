@@ -186,8 +186,10 @@ def test_a_disk_that_becomes_read_only_loses_nothing_and_goes_on_when_it_is_writ
     folder = disk.at / "Vault"
     write(folder, [("before", b"before"), ("other", b"other")])
     node.add(folder)
+    node.ok("add-folder", folder, "--settle", "10m")
     (folder / "late").write_bytes(b"late")  # still coming to rest
     run("mount", "-o", "remount,ro", str(disk.at))
+    node.ok("add-folder", folder, "--settle", "300ms")
     stays = ("protected", "the folder cannot be written")
     until(
         lambda: (line := node.state(folder / "late")) and (line["state"], line["reason"]) == stays,

@@ -96,8 +96,13 @@ def test_a_friend_reads_nothing(friends: Friends, tmp_path: Path) -> None:
 
 def test_room_comes_free_and_files_come_back_from_friends(friends: Friends) -> None:
     film = friends.folder / "film.bin"  # nobody has opened it: it is not in work
-    freed = friends.laptop.type("free-up", film)
-    assert freed.code == 0, freed
+    # The list of its blocks may reach them a little later than the blocks.
+    until(
+        lambda: friends.laptop.type("free-up", film).code == 0,
+        "freed",
+        60.0,
+        tell=lambda: friends.laptop.type("evict", "--why", film).out,
+    )
     assert not friends.laptop.state(film)["local"]
     friends.laptop.ok("hydrate", film)
     assert film.read_bytes() == FILES["film.bin"]

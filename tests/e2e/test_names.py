@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.nodes import Node, some_bytes, until
+from tests.e2e.nodes import Node, contents_of, some_bytes, until
 
 NAMES = {
     "newline": b"two\nlines.txt",
@@ -105,7 +105,7 @@ def test_a_fortran_source_whose_placeholders_name_is_taken_by_another(
     (folder / "solver.f").write_bytes(b"      PROGRAM SOLVER")
     node.wait_state(folder / "solver.f", "protected", "placeholder")
     assert node.ok("cat", folder / "solver.f").raw == b"      PROGRAM SOLVER"
-    kept = {path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    kept = contents_of(folder.iterdir())
     assert b"      PROGRAM NEWER" in kept or (
         node.ok("cat", folder / "solver.f.f.f").raw == b"      PROGRAM NEWER"
     )

@@ -178,6 +178,7 @@ def test_what_only_a_late_holder_knows_comes_when_it_does(
     write(vault, later.items())
     sizes = {vault / name: len(content) for name, content in later.items()}
     until(lambda: all(laptop.state(p)["size"] == n for p, n in sizes.items()), "protected")
+    laptop.wait_rows(vault, pending=0)  # what is still in hand is in no list that is told
     laptop.type("evict")
     assert all(laptop.state(vault / name)["copies"] == 1 for name in later)
     laptop.kill()

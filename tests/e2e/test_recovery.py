@@ -95,7 +95,7 @@ def test_after_a_rebuild_reading_a_placeholder_brings_the_original_back(
     newest = max(path.lstat().st_ctime for path in folder.rglob("*.f"))
     until(lambda: time.time() > newest + 2.2, "opens are no longer taken for our own")
     (folder / "letter.txt.f").read_bytes()
-    until(lambda: (folder / "letter.txt").exists(), "the original", 3.0)
+    until(lambda: (folder / "letter.txt").exists(), "the original")
     assert (folder / "letter.txt").read_bytes() == FILES["letter.txt"]
 
 

@@ -12,7 +12,7 @@ from tests.e2e.nodes import Node, until
 from tests.e2e.terminal import COLUMNS, LINES, Terminal
 
 CTRL_C = "\x03"
-FINGERPRINT = re.compile(r"(?:must show|other screen): +((?:[a-z]+ ){4}[a-z]+)")
+FINGERPRINT = re.compile(r"(?:must show|other screen): +((?:[a-z]+ ){4}[a-z]+)\n")
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,7 @@ def link_on(terminal: Terminal) -> str:
 
 
 def words_on(terminal: Terminal) -> str:
-    found = FINGERPRINT.search(terminal.until("\n", 5.0))
-    assert found, terminal.screen
-    return found[1]
+    return terminal.find(FINGERPRINT)[1]
 
 
 def test_both_see_the_same_words_and_a_yes_lets_in(inviter: Node, new_node: NewNode) -> None:

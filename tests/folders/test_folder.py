@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from p2pstore.clock import SystemClock
-from p2pstore.folders import batching, folder, looking
+from p2pstore.folders import batching, folder, looking, trash
 from p2pstore.folders.taking import decode_version, encode_version
 from p2pstore.placement import UNWRITABLE, Root
 from p2pstore.store import State, blocks, files
@@ -28,6 +28,26 @@ async def test_files_are_replaced_and_their_trash_is_emptied(watched: Watched) -
         made.write(name, name.encode())
     await watched.until(lambda: made.names() == {b"one.f", b"below/two.f"})
     await watched.until(lambda: not made.waiting())
+
+
+async def test_what_is_being_let_go_lies_in_trash_until_it_is_gone(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, may_end = threading.Event(), threading.Event()
+    empty = trash.empty
+
+    def slow(*args: Any) -> Any:
+        began.set()
+        assert may_end.wait(20)
+        return empty(*args)
+
+    monkeypatch.setattr(trash, "empty", slow)
+    watched.world.write("one", b"content")
+    await watched.until(began.is_set)
+    assert [batch.files for batch in watched.folder.trash()] == [1]
+    may_end.set()
+    await watched.until(lambda: not watched.folder.trash())
+    assert not watched.world.waiting()
 
 
 async def test_an_open_is_heard_while_the_first_look_goes_on(

@@ -90,6 +90,29 @@ async def test_a_folder_is_gone_through_page_by_page(
     assert sorted(one.path for one in pinned) == sorted(whole)
 
 
+async def test_a_folder_that_comes_while_folders_are_told_is_told_the_next_time(
+    place: Place,
+) -> None:
+    async with place.running() as node:
+        asking = asyncio.ensure_future(ask(node, "folders"))
+        await asyncio.sleep(0)  # it has asked which there are
+        await node.folders.add(os.fspath(place.folder), {}, force=False)
+        assert (await asking)["folders"] == []
+        (line,) = (await ask(node, "folders"))["folders"]
+        assert line["path"] == os.fspath(place.folder)
+
+
+async def test_who_asks_right_after_the_start_is_not_told_that_a_folder_is_away(
+    place: Place,
+) -> None:
+    async with place.running() as node:
+        await place.filled(node)
+    async with place.running() as node:
+        brought = await node.folders.hydrate([os.fspath(place.folder)], lambda _: None)
+        assert [one.error for one in brought if one.error] == []
+        assert place.contents() == CONTENTS
+
+
 async def test_the_total_of_one_file_is_known_by_either_name(place: Place) -> None:
     said: list[dict[str, Any]] = []
     async with place.running() as node:

@@ -136,8 +136,8 @@ async def test_on_loopback_nothing_is_known_and_nobody_wonders(setting: Setting)
 async def test_what_the_router_said_is_a_part_of_why(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speaking_module, "TRIES_S", (0.05,))
     monkeypatch.setattr(speaking_module, "SEARCH_S", (0.05,))
+    setting.router.speaks = ("PCP", "NAT-PMP")  # it refuses in both at once: nothing runs out
     setting.router.refusal = 2
     presence = setting.make()
     async with asyncio.timeout(10):
