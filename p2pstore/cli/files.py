@@ -253,7 +253,12 @@ def restore(shell: Shell, path: str, to: str) -> int:
 @click.argument("path", type=PATH)
 @pass_shell
 def undelete(shell: Shell, path: str) -> int:
-    """Bring the placeholder of a deleted file back; deleted files are kept for 30 days."""
+    """Bring the placeholder of a deleted file back; deleted files are kept for 30 days.
+
+    Of a directory: those of all that was deleted below it.
+    """
     done = shell.node().call("undelete", path=path)
-    shell.result(show.name(done.get("path", path)))
-    return 0
+    code = shell.failures(done.get("results", []))
+    for one in _succeeded(done):
+        shell.result(show.name(one["to"]))
+    return code

@@ -42,8 +42,7 @@ async def conclude(root: Root, row: int, parts: Parts, books: Books) -> str | No
     doomed = [rows[path] for path in losses.ripe(now)]
     if doomed and await _is_present(root, parts):
         await parts.catalog.awrite(partial(_retire, doomed, parts.me, parts.now_ms()))
-        losses.found(one.path for one in doomed)
-        losses.changed(len(doomed), now)
+        losses.conclude((one.path for one in doomed), now)
         parts.protected()
     losses.settle()
     return None

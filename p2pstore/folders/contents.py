@@ -22,8 +22,9 @@ from p2pstore.folders.judging import IN_WORK
 from p2pstore.folders.parts import Parts
 from p2pstore.folders.reconcile import disk_name
 from p2pstore.folders.registry import Registry
+from p2pstore.folders.undeleting import deleted_at
 from p2pstore.ids import FolderId
-from p2pstore.placement import SUFFIX, Root, write_placeholder
+from p2pstore.placement import Root
 from p2pstore.store import State, files
 
 Progress = Callable[[dict[str, Any]], None]
@@ -160,23 +161,25 @@ class Contents:
             folder.ask_rescan("pins changed", judge_anew=True)
         return await self.hydrate(paths, progress) if pinned else []
 
-    async def undelete(self, path: str) -> str:
-        """The placeholder of a deleted path, or of everything deleted below it, comes back."""
+    async def undelete(self, path: str) -> dict[str, str]:
+        """The placeholder of a deleted file, or of each deleted one below a directory, comes back.
+
+        File -> why its placeholder is not back, empty when it is.
+        """
         folder, relative = self._registry.need(path)
-        find = partial(_deleted, folder.row, relative)
-        entries = await folder.in_thread(self._parts.catalog.view, find)
-        if not entries:
+        pages = deleted_at(self._parts.catalog, folder.row, relative)
+        results: dict[str, str] = {}
+        while entries := await folder.in_thread(next, pages, None):
+            done = await folder.undelete(entries)
+            whys = [*((name, "") for name in done.back), *done.failed]
+            results |= {os.path.join(folder.path, os.fsdecode(name)): why for name, why in whys}
+        if not results:
             raise UsageError(
                 f"{path} is not among the deleted files of {folder.path}. "
                 "What was deleted just now is known after some seconds; try again."
             )
-        async with folder.open_root() as root:
-            for entry in entries:
-                on_disk = await folder.in_thread(_put_back, root, entry)
-                version = folder.next_version_at(entry.path)
-                await self._parts.catalog.awrite(partial(_undelete, entry.id, version, on_disk))
         self._parts.protected()
-        return os.path.join(folder.path, os.fsdecode(entries[0].path + SUFFIX))
+        return results
 
 
 class _Tally:
@@ -230,34 +233,3 @@ def _set_pinned(ids: Sequence[int], pinned: bool, db: sqlite3.Connection) -> Non
     files.set_pinned(db, ids, pinned)
     if pinned:
         files.change_reason(db, ids, IN_WORK, "pinned")
-
-
-def _deleted(folder: int, path: bytes, db: sqlite3.Connection) -> list[files.HistoryRow]:
-    """The last version of what was deleted at a path, or of each file deleted below it."""
-    for name in (path, path.removesuffix(SUFFIX)):
-        row = files.get(db, folder, name)
-        if row is not None and row.state == State.DELETED:
-            return [past for past in files.history(db, folder, name) if past.why == "deleted"][:1]
-    return files.deleted_beneath(db, folder, path)
-
-
-def _put_back(root: Root, entry: files.HistoryRow) -> files.Identity:
-    """Write the placeholder of a deleted version; what the catalog will say of it."""
-    name = entry.path + SUFFIX
-    write_placeholder(root, name, entry.manifest)
-    stat = os.stat(os.fsencode(root.path) + b"/" + name, follow_symlinks=False)
-    return files.Identity(
-        entry.path,
-        stat.st_ino,
-        stat.st_size,
-        stat.st_mtime_ns,
-        stat.st_ctime_ns,
-        State.PLACEHOLDER,
-        0,
-    )
-
-
-def _undelete(
-    entry: int, version: bytes, on_disk: files.Identity, db: sqlite3.Connection
-) -> int | None:
-    return files.undelete(db, entry, version, on_disk)

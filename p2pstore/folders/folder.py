@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -33,6 +34,7 @@ from p2pstore.folders.meeting import Meeting
 from p2pstore.folders.parts import Parts
 from p2pstore.folders.recovery import Recovery
 from p2pstore.folders.trash import Trash
+from p2pstore.folders.undeleting import Undeleted, deleted, undelete
 from p2pstore.folders.waiting import Waiting
 from p2pstore.home import RECOVERING, WatchedFolder
 from p2pstore.ids import FolderId
@@ -235,6 +237,10 @@ class Folder:
         """A path of this folder was touched by us; look at it soon."""
         self._books.hints.add((path,))
 
+    def mark_own(self, name: bytes) -> None:
+        """We are about to open this path ourselves. From any thread."""
+        self._parts.opens.mark_own(os.fsencode(self.path) + b"/" + name)
+
     def begin_ours(self, paths: Iterable[bytes]) -> None:
         """We are about to change these paths: nothing is concluded about them meanwhile."""
         self._books.ours.begin(paths)
@@ -290,7 +296,7 @@ class Folder:
 
     async def undo_change(self) -> int:
         """Bring back the placeholders that are gone; how many."""
-        gone = self.losses.gone
+        gone, concluded = self.losses.gone, self.losses.concluded
         mark = b"changed-%d" % int(self._parts.clock.wall())
         # Placeholders that come back are no change of somebody's: that would pause it again.
         self.begin_ours(gone)
@@ -301,10 +307,25 @@ class Folder:
                 )
         finally:
             self.end_ours(gone)
+        entries = await self.in_thread(deleted, self._parts.catalog, self.row, concluded)
+        restored += len((await self.undelete(entries)).back)
         self.losses.forget()
         self.set_paused("")
         self.ask_rescan("undo")
         return restored
+
+    async def undelete(self, entries: Sequence[files.HistoryRow]) -> Undeleted:
+        """The placeholders of these deleted versions come back."""
+        parts, paths = self._parts, [entry.path for entry in entries]
+        self.begin_ours(paths)
+        try:
+            async with self.open_root() as root:
+                return await self.in_thread(
+                    undelete, root, parts.catalog, self.row, entries, parts.me,
+                    now_ms=parts.now_ms(), reads=self.mark_own,
+                )  # fmt: skip
+        finally:
+            self.end_ours(paths)
 
     @asynccontextmanager
     async def open_root(self) -> AsyncIterator[Root]:

@@ -19,7 +19,8 @@ class Losses:
     def __init__(self) -> None:
         self.change: tuple[int, int] | None = None  # lost and total, while the owner is asked
         self._gone: dict[bytes, float] = {}  # path -> when it may be concluded
-        self._recent: deque[tuple[float, int]] = deque()  # concluded deletions and edits
+        self._edited: deque[tuple[float, int]] = deque()  # when, and how many
+        self._concluded: deque[tuple[float, list[bytes]]] = deque()  # when, and which are deleted
         self._accepted = False
 
     @property
@@ -33,10 +34,22 @@ class Losses:
         for path in paths:
             self._gone.pop(path, None)
 
+    @property
+    def concluded(self) -> list[bytes]:
+        """What counts as lost and was concluded to be deleted, one by one, before it was many."""
+        return [path for _, paths in self._concluded for path in paths]
+
     def changed(self, count: int, now: float) -> None:
-        """So many known files are not as they were, or were concluded to be deleted."""
+        """So many known files are not as they were."""
         if count and not self._accepted:
-            self._recent.append((now, count))
+            self._edited.append((now, count))
+
+    def conclude(self, paths: Iterable[bytes], now: float) -> None:
+        """These are deleted: nobody waits for them any more."""
+        gone = list(paths)
+        self.found(gone)
+        if not self._accepted:
+            self._concluded.append((now, gone))
 
     def ripe(self, now: float) -> list[bytes]:
         """Paths that were missing long enough."""
@@ -47,13 +60,17 @@ class Losses:
 
     def is_quiet(self, now: float) -> bool:
         """Nothing is to be judged now."""
-        while self._recent and self._recent[0][0] < now - WINDOW_S:
-            self._recent.popleft()
-        return not self._recent and not self.ripe(now)
+        for recent in (self._edited, self._concluded):
+            while recent and recent[0][0] < now - WINDOW_S:
+                recent.popleft()
+        return not self._edited and not self._concluded and not self.ripe(now)
 
     def is_mass(self, total: int) -> bool:
-        """Whether the owner must be asked, of `total` files in all; remembered in `change`."""
-        lost = len(self._gone) + sum(count for _, count in self._recent)
+        """Whether the owner must be asked, of `total` files that are known and not concluded to be
+        deleted; remembered in `change`."""
+        concluded = len(self.concluded)
+        lost = len(self._gone) + concluded + sum(count for _, count in self._edited)
+        total += concluded
         if self._accepted or not is_mass_change(lost, total):
             return False
         self.change = (lost, total)
@@ -62,7 +79,8 @@ class Losses:
     def accept(self) -> None:
         """The owner says that this change is meant; the next one is asked about again."""
         self._accepted = True
-        self._recent.clear()
+        self._edited.clear()
+        self._concluded.clear()
         self.change = None
 
     def settle(self) -> None:
@@ -73,5 +91,6 @@ class Losses:
     def forget(self) -> None:
         """The change was undone."""
         self._gone.clear()
-        self._recent.clear()
+        self._edited.clear()
+        self._concluded.clear()
         self.change = None

@@ -266,14 +266,12 @@ class Folders:
             news = {"stage": "lay", "files": done, "files_total": total}
             loop.call_soon_threadsafe(progress, news)
 
-        def reads(name: bytes) -> None:
-            self._parts.opens.mark_own(os.fsencode(folder.path) + b"/" + name)
-
         def work(ring: Keyring, now_ms: int) -> LaidOut:
             with closing(_root_of(folder)) as root:
                 return lay_out(
-                    root, self._catalog, folder.row, ring, tell, now_ms=now_ms, reads=reads
-                )
+                    root, self._catalog, folder.row, ring, tell, now_ms=now_ms,
+                    reads=folder.mark_own,
+                )  # fmt: skip
 
         # What a crash left in its trash is looked at first: it must not meet what is done here.
         await folder.looked_at()
@@ -352,7 +350,7 @@ class Folders:
     async def pin(self, paths: Sequence[str], pinned: bool, progress: Progress) -> list[Brought]:
         return await self._contents.pin(paths, pinned, progress)
 
-    async def undelete(self, path: str) -> str:
+    async def undelete(self, path: str) -> dict[str, str]:
         return await self._contents.undelete(path)
 
 

@@ -25,7 +25,7 @@ PROGRESS
     is said behind the count.
     {"text": "..."} is a line to show once, whatever the stage.
 
-RESULTS OF MANY (hydrate, dehydrate, free_up, pin, unpin, evict)
+RESULTS OF MANY (hydrate, dehydrate, free_up, pin, unpin, evict, undelete)
     {"results": [{"path", "to"?: new path, "bytes"?: n} or {"path", "error": {"code", "message"}}],
      "replaced_files"?, "replaced_bytes"?, "freed_bytes"?: by this call,
      "waiting"?: [{"reason", "bytes", "files"}],
@@ -86,7 +86,7 @@ METHODS (arguments -> result)
     test_carrier {name}                    {"name", "seconds"}
     remove_carrier {name}                  {}
     stat {path, password}                  path: also a key; {"name", "size"}
-    undelete {path}                        {"path": placeholder that is back}
+    undelete {path}                        results of many; "to": the placeholder that is back
     pause {dir}                            {"path"}
     resume {dir, how}                      how: null | "accept" | "undo" -> {"path", "restored"?}
     invite {role, confirm: bool}           {"invite": id, "link", "fingerprint": of this node,

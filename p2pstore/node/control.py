@@ -235,7 +235,15 @@ class NodeControl:
         return {"path": os.path.realpath(args["dir"]), "restored": restored}
 
     async def do_undelete(self, args: Args, _: Progress) -> Any:
-        return {"path": await self._node.folders.undelete(args["path"])}
+        done = await self._node.folders.undelete(args["path"])
+        return {
+            "results": [
+                {"path": path, "error": {"code": Unavailable.exit_code, "message": why}}
+                if why
+                else {"path": path, "to": f"{path}.f"}
+                for path, why in done.items()
+            ]
+        }
 
     # -- contents ---------------------------------------------------------------------------------
 

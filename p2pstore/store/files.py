@@ -425,16 +425,22 @@ def history(db: sqlite3.Connection, folder: int, path: bytes) -> list[HistoryRow
 
 
 def deleted_beneath(
-    db: sqlite3.Connection, folder: int, prefix: bytes = b"", limit: int = PAGE
+    db: sqlite3.Connection,
+    folder: int,
+    prefix: bytes = b"",
+    *,
+    after: bytes = b"",
+    limit: int = PAGE,
 ) -> list[HistoryRow]:
-    """The last version of each deleted path beneath a directory, the newest deletion first."""
+    """The last version of each deleted path beneath a directory: the first ones behind `after`."""
     low, high = below(prefix)
     query = (
         f"SELECT {_HISTORY}, max(ended_at) FROM history WHERE folder=? AND path>=? AND path<?"
-        " AND why='deleted' AND path IN (SELECT path FROM files WHERE folder=? AND state='deleted')"
-        " GROUP BY path ORDER BY ended_at DESC LIMIT ?"
+        " AND path>? AND why='deleted' AND EXISTS (SELECT 1 FROM files"
+        " WHERE folder=history.folder AND path=history.path AND state='deleted')"
+        " GROUP BY path ORDER BY path LIMIT ?"
     )
-    found = db.execute(query, (folder, low, high, folder, limit))
+    found = db.execute(query, (folder, low, high, after, limit))
     return [HistoryRow(*row[:-1]) for row in found]
 
 

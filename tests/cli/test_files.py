@@ -248,8 +248,11 @@ def test_restore(line, served):
 
 
 def test_undelete(line, served):
-    served.answers["undelete"] = {"path": "/v/a.f"}
-    assert line("undelete", "/v/a").out == "/v/a.f\n"
+    taken = {"path": "/v/d/b", "error": {"code": 5, "message": "name.f is taken"}}
+    served.answers["undelete"] = {"results": [{"path": "/v/d/a", "to": "/v/d/a.f"}, taken]}
+    ran = line("undelete", "/v/d")
+    assert (ran.code, ran.out) == (5, "/v/d/a.f\n")
+    assert "/v/d/b: name.f is taken" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,26 @@ async def test_mass_deletion_pauses_and_can_be_undone(watched: Watched) -> None:
     assert not watched.folder.is_paused
 
 
+async def test_what_was_concluded_before_it_was_many_is_undone_too(watched: Watched) -> None:
+    """Who deletes slowly deletes all the same."""
+    made = watched.world
+    names = sorted(await many(watched))
+    watched.set(settle_s=0.05)
+    for name in names[:10]:
+        made.at(name).unlink()
+    await watched.until(lambda: watched.state(b"09") == State.DELETED)
+    for name in names[10:]:
+        made.at(name).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    assert watched.folder.losses.change == (30, 30)
+    assert await watched.folder.undo_change() == 30
+    await watched.settled()
+    assert made.names() == set(names)
+    assert {row.state for row in watched.rows().values()} == {State.PLACEHOLDER}
+    assert (await brought_back(watched, b"00.f")) == [None]
+    assert made.at(b"00").read_bytes() == b"content 0"
+
+
 async def test_mass_overwriting_pauses_and_can_be_undone(watched: Watched) -> None:
     """What an extortionist's program does to a folder: every `.f` is something else now."""
     made = watched.world

@@ -48,6 +48,23 @@ def test_edits_and_deletions_within_a_minute_count_together() -> None:
     assert not later.is_mass(100)
 
 
+def test_what_is_concluded_counts_for_a_minute_and_is_known_by_name() -> None:
+    losses = Losses()
+    missing(losses, 15)
+    losses.conclude([b"1", b"2"], now=5)
+    losses.conclude([b"3"], now=6)
+    assert losses.concluded == [b"1", b"2", b"3"]
+    missing(losses, 30)
+    assert losses.is_mass(97)
+    assert losses.change == (33, 100)
+    assert not losses.is_quiet(WINDOW_S + 5.5)
+    assert losses.concluded == [b"3"]
+    losses.accept()
+    assert losses.concluded == []
+    losses.conclude([b"4"], now=7)
+    assert losses.concluded == [], "it was meant"
+
+
 def test_accepting_holds_for_one_change_only() -> None:
     losses = Losses()
     missing(losses, 50)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from p2pstore.folders import Folder, taking
+from p2pstore.folders import Folder, taking, undeleting
+from p2pstore.store import State
 from tests.node.conftest import CONTENTS, Place
 from tests.node.test_carriers import ask
 
@@ -175,3 +176,35 @@ async def test_an_edit_that_is_protected_just_now_can_be_replaced(
         await asyncio.wait([asked], timeout=0.5)
         may_go_on.set()
         assert await asked == {path: ""}
+
+
+async def test_undelete_of_a_directory_brings_all_of_it_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch by batch; what bears one of the names by now is left, and named."""
+    monkeypatch.setattr(undeleting, "BATCH", 2)
+    names = [f"sub/{n}" for n in range(5)]
+    async with place.running(settle="20ms") as node:
+        place.write({name: name.encode() for name in names})
+        await node.folders.add(os.fspath(place.folder), {}, force=False)
+        await node.folders.wait(os.fspath(place.folder), lambda _: None)
+        for name in names:
+            (place.folder / f"{name}.f").unlink()
+        folder = node.folders.at(os.fspath(place.folder))
+        async with asyncio.timeout(20):
+            while len(folder.rows([State.DELETED], 9)) < 5:
+                await asyncio.sleep(0.01)
+        (place.folder / "sub/3.f").mkdir()
+        done = await ask(node, "undelete", path=os.fspath(place.folder / "sub"))
+        await node.folders.hydrate([os.fspath(place.folder / "sub")], lambda _: None)
+    back = {os.fspath(place.folder / name): name for name in names if name != "sub/3"}
+    (failed,) = [one for one in done["results"] if "error" in one]
+    assert {one["path"]: one["to"] for one in done["results"] if "to" in one} == {
+        path: f"{path}.f" for path in back
+    }
+    assert failed["path"] == os.fspath(place.folder / "sub/3")
+    assert failed["error"] == {"code": 5, "message": "name.f is taken"}
+    contents = place.contents()
+    assert {name: contents.get(name) for name in names} == {
+        name: None if name == "sub/3" else name.encode() for name in names
+    }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 
 import pytest
 
@@ -181,6 +182,18 @@ def test_a_deleted_file_comes_back(db: sqlite3.Connection, folder: int) -> None:
     assert [one.id for one in blocks.bundles_of_file(db, number)] == [needed]
     assert files.history(db, folder, b"a") == []
     assert files.undelete(db, entry, b"v4", Identity(b"a", 1, 2, 3, 4, "", 0)) is None
+
+
+def test_deleted_files_are_told_page_by_page(db: sqlite3.Connection, folder: int) -> None:
+    names = [b"d/a", b"d/b", b"d/c", b"e"]
+    rows = [row(folder, name, file_id=FileId(name.ljust(16))) for name in names]
+    for number, name in zip(files.upsert_many(db, rows, names), names, strict=True):
+        if name != b"d/b":
+            files.retire(db, number, b"v2", 1000)
+    look = partial(files.deleted_beneath, db, folder)
+    assert [one.path for one in look()] == [b"d/a", b"d/c", b"e"]
+    assert [one.path for one in look(b"d", limit=1)] == [b"d/a"]
+    assert [one.path for one in look(b"d", after=b"d/a", limit=5)] == [b"d/c"]
 
 
 def test_undelete_takes_no_place_from_another_file(db: sqlite3.Connection, folder: int) -> None:
