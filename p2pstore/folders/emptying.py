@@ -15,9 +15,10 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from enum import Enum
+from functools import partial
 
 from p2pstore.errors import IntegrityError, Unavailable
-from p2pstore.folders.intents import TRASHED, Body, Item, Trashed
+from p2pstore.folders.intents import TRASHED, Body, Item, Trashed, items_of
 from p2pstore.ids import FileId
 from p2pstore.leases import LeaseKeeper
 from p2pstore.placement import (
@@ -51,11 +52,7 @@ def empty(
     keeper: LeaseKeeper,
 ) -> tuple[Trashed | None, list[bytes]]:
     """What must stay in trash, and the names under which files went back. Blocks on the disk."""
-    found = catalog.view(lambda db: journal.get(db, batch.intent))
-    if found is None:
-        return None, []  # nothing of it is left
-    body = Body.decode(found.body)
-    items = {item.path: item for item in body.items}
+    items = {item.path: item for item in catalog.view(partial(items_of, batch.intent))}
     originals = [item for item in items.values() if item.hash]
     needs = catalog.view(lambda db: {i.path: _bundles_of(db, folder, i) for i in originals})
     verdicts = _Judge(store)
@@ -78,7 +75,7 @@ def empty(
             finished.add(fate.path)
     rest = tuple(item for path, item in items.items() if path not in finished)
     if rest:
-        left = Body(body.folder_id, body.batch, rest)
+        left = Body(root.folder_id, batch.batch, rest)
         if finished:
             catalog.write(
                 lambda db: journal.advance(db, batch.intent, TRASHED, left.encode())

@@ -14,12 +14,14 @@ of our placeholders is empty.
 
 from __future__ import annotations
 
+import sqlite3
 from typing import NamedTuple
 
 import msgspec
 
 from p2pstore.errors import FormatError
 from p2pstore.placement import Identity
+from p2pstore.store import journal
 
 INGEST = "ingest"
 PLACING = "placing"
@@ -66,6 +68,12 @@ class Body(msgspec.Struct, frozen=True, array_like=True):
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Body)
+
+
+def items_of(intent: int, db: sqlite3.Connection) -> tuple[Item, ...]:
+    """What the row of this batch names; nothing when it is closed."""
+    row = journal.get(db, intent)
+    return () if row is None else Body.decode(row.body).items
 
 
 class Trashed(NamedTuple):

@@ -12,13 +12,26 @@ import logging
 import os
 import sqlite3
 import stat as stat_module
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from p2pstore.clock import Clock
 from p2pstore.content import MAX_READ, Keyring, looks_like_manifest, open_manifest
 from p2pstore.errors import P2PStoreError
-from p2pstore.folders.intents import COMMIT, INGEST, LANDING, PLACING, TRASHED, Body, Item, Trashed
+from p2pstore.folders.intents import (
+    COMMIT,
+    INGEST,
+    LANDING,
+    PLACING,
+    TRASHED,
+    Body,
+    Item,
+    Trashed,
+    items_of,
+)
 from p2pstore.placement import (
     PART,
     SUFFIX,
@@ -72,7 +85,7 @@ class Recovery:
     def run(self) -> list[Trashed]:
         """The batches that still wait in trash, each to be hashed again before it goes."""
         waiting: list[Trashed] = []
-        known: dict[str, set[bytes]] = {}  # what lies in trash, by batch
+        known: dict[str, list[int]] = {}  # the rows that name what lies in trash, by batch
         for intent in self._catalog.view(journal.all_open):
             if intent.kind not in (IntentKind.REPLACE, IntentKind.HYDRATE):
                 continue
@@ -81,7 +94,7 @@ class Recovery:
                 continue
             if intent.state == TRASHED:
                 waiting.append(Trashed.of(intent.id, body, intent.created, rehash=True))
-                known[body.batch] = {item.path for item in body.items}
+                known.setdefault(body.batch, []).append(intent.id)
                 continue
             log.info("Recovering %d files of batch %s.", len(body.items), body.batch)
             if intent.state == INGEST:
@@ -98,7 +111,7 @@ class Recovery:
             self._settle(intent.id, settled)
             if items:
                 waiting.append(Trashed.of(intent.id, settled, intent.created, rehash=True))
-                known[settled.batch] = {item.path for item in items}
+                known.setdefault(settled.batch, []).append(intent.id)
         self._remove_parts()
         return waiting + self._unknown(known)
 
@@ -227,12 +240,22 @@ class Recovery:
                 if name.startswith(PART):
                     remove_copy(self._root, TEMPORARY + b"/" + name)
 
-    def _unknown(self, known: Mapping[str, Collection[bytes]]) -> list[Trashed]:
+    def _unnamed(
+        self, known: Mapping[str, Sequence[int]]
+    ) -> Iterator[tuple[str, bytes, os.stat_result]]:
+        """(batch, path, stat) of what lies in trash and no journal row speaks of.
+
+        One batch after the other, each listed to its end first: there may be a million files.
+        """
+        for batch, entries in groupby(listing(self._root), key=itemgetter(0)):
+            rows = [self._catalog.view(partial(items_of, one)) for one in known.get(batch, ())]
+            named = {item.path for items in rows for item in items}
+            yield from [entry for entry in entries if entry[1] not in named]
+
+    def _unknown(self, known: Mapping[str, Sequence[int]]) -> list[Trashed]:
         """Files in trash that no journal row speaks of go back to where their path says."""
         leftovers: dict[str, list[Item]] = {}
-        for batch, path, stat in list(listing(self._root)):
-            if path in known.get(batch, ()):
-                continue
+        for batch, path, stat in self._unnamed(known):
             found = self._look(trash_path(batch, path))
             if found is None:
                 continue

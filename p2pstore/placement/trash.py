@@ -90,8 +90,8 @@ def _discard(
 
 
 def listing(root: Root) -> Iterator[tuple[str, bytes, os.stat_result]]:
-    """(batch, path, stat) of every file in the folder's trash."""
-    for batch in _names(root, TRASH):
+    """(batch, path, stat) of every file in the folder's trash, batch after batch by their names."""
+    for batch in sorted(_names(root, TRASH)):
         yield from _below(root, batch.decode(errors="replace"), TRASH + b"/" + batch, b"")
 
 
@@ -99,7 +99,7 @@ def trashed_placeholders(root: Root) -> dict[bytes, bytes]:
     """What files were hydrated from: their path -> the `.f` that went into trash last."""
     found: dict[bytes, bytes] = {}
     with Directories(root) as directories:
-        for batch, path, stat in sorted(listing(root), key=lambda entry: entry[0]):
+        for batch, path, stat in listing(root):
             if not path.endswith(SUFFIX) or stat.st_size > MAX_READ:
                 continue
             with contextlib.suppress(OSError):  # gone again, or unreadable: as if it were not there
