@@ -18,7 +18,7 @@ from p2pstore.content import MAX_READ
 from p2pstore.placement import OWN, SUFFIX, Directories, Identity, Root
 from p2pstore.policy import marks_repository
 from p2pstore.store import Catalog, State, files
-from p2pstore.watch import Seen, Unread, scan
+from p2pstore.watch import STAMP_SIZE, Seen, Unread, scan, stamp
 
 _MARKS = b".~"  # how names of swap and lock files begin
 
@@ -27,7 +27,6 @@ class Gone(NamedTuple):
     """A path of the catalog under which nothing lies any more."""
 
     path: bytes  # logical
-    id: int
     state: str
 
 
@@ -50,8 +49,22 @@ def disk_name(path: bytes, state: str) -> bytes:
     return path + SUFFIX if state == State.PLACEHOLDER else path
 
 
-def _by_disk_name(rows: Iterable[files.IdentityRow]) -> dict[bytes, files.IdentityRow]:
-    return {disk_name(row[0], row[5]): row for row in rows}
+_DOTS = {state.value: disk_name(b"", state) for state in State}
+_STATES = {state.value: state.value.encode() for state in State}
+Known = dict[bytes, bytes]  # by its name on the disk, a row's stamp and then its state
+
+
+def _known(rows: Iterable[files.IdentityRow]) -> Known:
+    return {
+        path + _DOTS[state]: stamp(ino, size, mtime_ns, ctime_ns) + _STATES[state]
+        for path, ino, size, mtime_ns, ctime_ns, state, _ in rows
+    }
+
+
+def _row_of(name: bytes, row: bytes) -> Gone:
+    """The logical path and the state of a row that has this name on the disk."""
+    state = row[STAMP_SIZE:].decode()
+    return Gone(name.removesuffix(SUFFIX) if state == State.PLACEHOLDER else name, state)
 
 
 def look_at_all(
@@ -66,7 +79,7 @@ def look_at_all(
 
     Given empty `findings`, it fills these: their directories are good from the moment they appear.
     """
-    known = _by_disk_name(catalog.view(lambda db: list(files.identities(db, folder, below))))
+    known = catalog.view(lambda db: _known(files.identities(db, folder, below)))
     # Unchanged or not, these are told: that they are there matters to their neighbours.
     marked = {name: known.pop(name) for name in [*filter(_is_mark, known)]}
     findings = Findings() if findings is None else findings
@@ -97,7 +110,7 @@ def look_at(root: Root, catalog: Catalog, folder: int, paths: Iterable[bytes]) -
             else:
                 plain.append((path, seen))
     logical = {path for path, _ in plain} | {path.removesuffix(SUFFIX) for path, _ in plain}
-    known = _by_disk_name(catalog.view(lambda db: files.identities_at(db, folder, sorted(logical))))
+    known = catalog.view(lambda db: _known(files.identities_at(db, folder, sorted(logical))))
     vanished: list[bytes] = []
     for path, seen in plain:
         if seen is not None:
@@ -136,7 +149,7 @@ def is_in_repository(path: bytes, repositories: Collection[bytes]) -> bool:
     return False
 
 
-def _sort(seen: Seen, known: dict[bytes, files.IdentityRow], findings: Findings) -> None:
+def _sort(seen: Seen, known: Known, findings: Findings) -> None:
     path, ino, _, mode, _, _, size, mtime_ns, ctime_ns = seen
     if stat_module.S_ISDIR(mode):
         findings.directories.append(path)
@@ -149,9 +162,9 @@ def _sort(seen: Seen, known: dict[bytes, files.IdentityRow], findings: Findings)
         findings.siblings.setdefault(parent, set()).add(name)
     row = known.pop(path, None)
     if row is not None:
-        if row[1:5] == (ino, size, mtime_ns, ctime_ns):
+        if row[:STAMP_SIZE] == stamp(ino, size, mtime_ns, ctime_ns):
             return
-        findings.modified.append(row[0])
+        findings.modified.append(_row_of(path, row).path)
     if stat_module.S_ISREG(mode):
         if path.endswith(SUFFIX) and size <= MAX_READ:
             findings.placeholders.append(seen)
@@ -167,16 +180,17 @@ def _is_mark(path: bytes) -> bool:
     return path[path.rfind(b"/") + 1] in _MARKS
 
 
-def _conclude(known: dict[bytes, files.IdentityRow], findings: Findings) -> None:
+def _conclude(known: Known, findings: Findings) -> None:
     """What is left of the known was not seen: gone, unless it lies where nothing could be read."""
     unread = [entry.path for entry in findings.unread]
     present = {seen.path for seen in findings.changed}
-    for name, (path, _, _, _, _, state, number) in known.items():
+    for name, row in known.items():
         if any(not at or name == at or name.startswith(at + b"/") for at in unread):
             continue
-        if state == State.PLACEHOLDER and path in present:
+        gone = _row_of(name, row)
+        if gone.state == State.PLACEHOLDER and gone.path in present:
             continue  # its placeholder gave way to a new file of that name
-        findings.gone.append(Gone(path, number, state))
+        findings.gone.append(gone)
 
 
 def _stat(directories: Directories, path: bytes) -> Seen | None:

@@ -12,10 +12,11 @@ from p2pstore.watch.changes import (
     RootGone,
 )
 from p2pstore.watch.opens import Opened, OpenWatcher
-from p2pstore.watch.scan import OWN_DIRECTORY, Seen, Unread, scan
+from p2pstore.watch.scan import OWN_DIRECTORY, STAMP_SIZE, Seen, Unread, scan, stamp
 
 __all__ = [
     "OWN_DIRECTORY",
+    "STAMP_SIZE",
     "ChangeWatcher",
     "Changed",
     "Event",
@@ -27,4 +28,5 @@ __all__ = [
     "Seen",
     "Unread",
     "scan",
+    "stamp",
 ]

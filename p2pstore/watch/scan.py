@@ -13,11 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import sys
 from collections.abc import Iterator, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from p2pstore import syscalls
 
@@ -26,8 +27,11 @@ OWN_DIRECTORY = b".p2pstore"  # ours in every watched folder, never looked into
 AT_A_TIME = 512  # entries held at once: a directory may have millions
 _GONE = frozenset((errno.ENOENT, errno.ESTALE))
 
-# By path, what lay there: (..., ino, size, mtime_ns, ctime_ns, ...) from the second value on.
-Known = MutableMapping[bytes, tuple[Any, ...]]
+# By path, what lay there: begins with its stamp. In one piece each, as there may be millions.
+Known = MutableMapping[bytes, bytes]
+_STAMP = struct.Struct("=Qqqq")
+STAMP_SIZE = _STAMP.size
+stamp = _STAMP.pack  # of (ino, size, mtime_ns, ctime_ns): tells whether an entry is as it was
 
 
 class Seen(NamedTuple):
@@ -125,7 +129,7 @@ def _entries(
                 path, ino, size = prefix + name, st.st_ino, st.st_size
                 mtime_ns, ctime_ns = st.st_mtime_ns, st.st_ctime_ns
                 was = known.get(path)
-                if was is not None and was[1:5] == (ino, size, mtime_ns, ctime_ns):
+                if was is not None and was.startswith(stamp(ino, size, mtime_ns, ctime_ns)):
                     del known[path]
                     continue
                 about = (st.st_dev, st.st_mode, st.st_nlink, st.st_uid)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from p2pstore import syscalls
-from p2pstore.watch.scan import Seen, Unread, scan
+from p2pstore.watch.scan import Seen, Unread, scan, stamp
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="watching is of Linux")
 
@@ -63,11 +63,11 @@ def test_fields_are_those_of_lstat(tmp_path: Path) -> None:
 def test_what_is_as_it_was_is_not_told(tmp_path: Path) -> None:
     tree(tmp_path)
     known = {
-        entry.path: (0, entry.ino, entry.size, entry.mtime_ns, entry.ctime_ns, "more")
+        entry.path: stamp(entry.ino, entry.size, entry.mtime_ns, entry.ctime_ns) + b"more"
         for entry in scan(tmp_path)
         if isinstance(entry, Seen) and stat.S_ISREG(entry.mode)
     }
-    known[b"gone"] = (0, 1, 2, 3, 4, "more")
+    known[b"gone"] = stamp(1, 2, 3, 4)
     (tmp_path / "a" / "one").write_bytes(b"22")
     (tmp_path / "new").write_bytes(b"")
     assert paths(scan(tmp_path, known=known)) == {b"a", b"a/b", b"a/one", b"empty", b"new"}
