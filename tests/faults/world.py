@@ -83,7 +83,7 @@ class World:
         if Root.marker(self.path) is None:
             Root.mark(self.path, FOLDER_ID)
         self.clock = clock or SystemClock()
-        self.pool = ThreadPoolExecutor(2)
+        self.pool = ThreadPoolExecutor(3)  # a batch, what it seals, and who asks meanwhile
         self.disk = DiskBundles(self.home / "bundles")
         self.store: BundleStore = store or self.disk
         self.catalog = Catalog.open(self.home / "catalog.sqlite", check=False)
