@@ -166,7 +166,8 @@ class Batching:
         parts, books = self._parts, self._books
         candidates = {candidate.path: candidate for candidate in batch}
         try:
-            taken = await parts.in_thread(parts.taking.take, root, self._row, batch)
+            async with parts.turns:
+                taken = await parts.in_thread(parts.taking.take, root, self._row, batch)
         except (P2PStoreError, OSError) as exc:
             log.warning("A batch of %d files of %s failed: %s", len(batch), self._path, exc)
             self._defer(batch, str(exc) if isinstance(exc, P2PStoreError) else str(exc.strerror))

@@ -5,6 +5,7 @@ Said apart from `Folder`, because those who look, judge and take need it as well
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Parts:
     opens: OpenWatcher
     ring: Callable[[], Keyring]
     clock: Clock
-    pool: Executor  # batches and looks; each call blocks one thread
+    pool: Executor  # batches, looks, and what is asked for; each call blocks one thread
+    turns: asyncio.Semaphore  # held by each batch: of all folders together they leave threads free
     room: Room
     me: NodeId
     trash_hold_s: float

@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, Any]], None]
 
-BATCH_THREADS = 8  # batches, looks at folders, hydration: each blocks one while it runs
+WORK_THREADS = 8  # batches, looks at folders, hydration: each blocks one while it runs
+BATCHES = 4  # of all folders at once: a batch may take minutes, and who asks must not wait for it
 NET_THREADS = 8  # reading and hashing for peers must not wait for a batch of ours
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -66,7 +67,7 @@ class Node:
         self.completed = asyncio.Event()  # the catalog knows what holders could tell
         self.group = Group(home)
         self.seal_pool = ThreadPoolExecutor(os.cpu_count() or 2, "seal")
-        self.pool = ThreadPoolExecutor(BATCH_THREADS, "work")
+        self.pool = ThreadPoolExecutor(WORK_THREADS, "work")
         self.net_pool = ThreadPoolExecutor(NET_THREADS, "net")
         self.data = config.data or home.path / "bundles"
         self.store = DiskBundles(self.data)
@@ -217,6 +218,7 @@ class Node:
                 ring=self.group.ring,
                 clock=self.clock,
                 pool=self.pool,
+                turns=asyncio.Semaphore(BATCHES),
                 room=self.room,
                 me=self.group.node_id,
                 trash_hold_s=self.config.trash_hold_s,

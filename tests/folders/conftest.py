@@ -46,6 +46,7 @@ class Watched:
                 ring=lambda: RING,
                 clock=made.clock,
                 pool=made.pool,
+                turns=asyncio.Semaphore(2),
                 room=Room(),
                 me=node_id_of(GROUP),
                 trash_hold_s=trash_hold_s,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from p2pstore.folders import Folder, taking, undeleting
+from p2pstore.folders import Folder, batching, taking, undeleting
 from p2pstore.store import State
 from tests.node.conftest import CONTENTS, Place
 from tests.node.test_carriers import ask
@@ -208,3 +208,40 @@ async def test_undelete_of_a_directory_brings_all_of_it_back(
     assert {name: contents.get(name) for name in names} == {
         name: None if name == "sub/3" else name.encode() for name in names
     }
+
+
+async def test_batches_of_many_folders_leave_threads_for_who_asks(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may take minutes: a film, a slow disk."""
+    may_end = threading.Event()
+    monkeypatch.setattr(batching, "BATCH_FILES", 1)
+    async with place.running() as node:
+        await place.filled(node)
+        take = taking.Taking.take
+
+        def slow(self: taking.Taking, *args: Any) -> taking.Taken:
+            may_end.wait(20)
+            return take(self, *args)
+
+        monkeypatch.setattr(taking.Taking, "take", slow)
+        others = [place.base / f"other {n}" for n in range(3)]
+        try:
+            for folder in others:
+                folder.mkdir()
+                for n in range(batching.BATCHES_IN_FLIGHT):
+                    (folder / f"{n}").write_bytes(b"%d" % n)
+                await node.folders.add(os.fspath(folder), {}, force=False)
+            async with asyncio.timeout(10):
+                while sum(node.folders.at(os.fspath(f)).pending() for f in others) < 9:
+                    await asyncio.sleep(0.01)
+                await asyncio.gather(*(_in_hand(node.folders.at(os.fspath(f))) for f in others))
+                await node.folders.hydrate([os.fspath(place.folder)], lambda _: None)
+        finally:
+            may_end.set()
+    assert place.contents() == CONTENTS
+
+
+async def _in_hand(folder: Folder) -> None:
+    while not folder.is_in_flight(b"2"):
+        await asyncio.sleep(0.01)
