@@ -23,6 +23,8 @@ from p2pstore.store import Catalog, FileRow, State, files
 async def conclude(root: Root, row: int, parts: Parts, books: Books) -> str | None:
     """Retire what is gone; or the words for the owner, when it is too much to be believed."""
     now, losses = parts.now(), books.losses
+    is_busy = bool(books.hints or books.in_flight or books.waiting.active().files)
+    losses.comes_to_rest(now, is_busy=is_busy)
     if losses.is_quiet(now):
         return None
     gone = losses.gone
@@ -37,7 +39,7 @@ async def conclude(root: Root, row: int, parts: Parts, books: Books) -> str | No
         path for path in gone if path not in rows or disk_name(path, rows[path].state) in back
     )
     if losses.is_mass(total):
-        lost, _ = losses.change or (0, 0)
+        lost, total = losses.change or (0, total)
         return f"{lost} of {total} files are gone or changed at once"
     doomed = [rows[path] for path in losses.ripe(now)]
     if doomed and await _is_present(root, parts):

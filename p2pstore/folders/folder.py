@@ -290,8 +290,10 @@ class Folder:
             return self.entry.paused == RECOVERING
 
     def accept_change(self) -> None:
-        """The owner says that the mass change is meant."""
-        self.losses.accept()
+        """The owner says that what has changed is meant; what comes later is another change."""
+        self.ask_rescan("accepted")  # what it finds is what he means
+        if self.is_paused:
+            self.losses.accept()
         self.set_paused("")
 
     async def undo_change(self) -> int:

@@ -22,6 +22,7 @@ class Losses:
         self._edited: deque[tuple[float, int]] = deque()  # when, and how many
         self._concluded: deque[tuple[float, list[bytes]]] = deque()  # when, and which are deleted
         self._accepted = False
+        self._calm_since: float | None = None  # nothing comes of what was accepted
 
     @property
     def gone(self) -> list[bytes]:
@@ -78,10 +79,19 @@ class Losses:
 
     def accept(self) -> None:
         """The owner says that this change is meant; the next one is asked about again."""
-        self._accepted = True
+        self._accepted, self._calm_since = True, None
         self._edited.clear()
         self._concluded.clear()
         self.change = None
+
+    def comes_to_rest(self, now: float, *, is_busy: bool) -> None:
+        """What was accepted is over when nothing has come of it for a while."""
+        if is_busy or self._gone:
+            self._calm_since = None
+        elif self._calm_since is None:
+            self._calm_since = now
+        elif now - self._calm_since >= WINDOW_S:
+            self._accepted = False
 
     def settle(self) -> None:
         """Everything was concluded."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from p2pstore.clock import SystemClock
-from p2pstore.folders import batching, folder, looking, trash
+from p2pstore.folders import batching, folder, looking, losses, trash
 from p2pstore.folders.taking import decode_version, encode_version
 from p2pstore.placement import UNWRITABLE, Root
 from p2pstore.store import State, blocks, files
@@ -241,6 +241,44 @@ async def test_mass_deletion_pauses_and_can_be_undone(watched: Watched) -> None:
     await watched.settled()
     assert made.names() == names
     assert not watched.folder.is_paused
+
+
+async def test_edits_that_were_accepted_are_not_asked_about_while_they_come_to_rest(
+    watched: Watched,
+) -> None:
+    made = watched.world
+    names = await many(watched)
+    watched.set(settle_s=1.0)
+    for name in names:
+        made.at(name).write_bytes(b"new " + name)
+    await watched.until(lambda: watched.folder.is_paused)
+    watched.folder.accept_change()
+    for _ in range(3):
+        looked = watched.folder._looking._ended
+        watched.folder.ask_rescan("the test asks")
+        await watched.until(lambda before=looked: watched.folder._looking._ended != before)
+        assert not watched.folder.is_paused
+    await watched.settled()
+    assert not watched.folder.is_paused
+    made.write("one more", b"content")
+    await watched.until(lambda: watched.state(b"one more") == State.PLACEHOLDER)
+
+
+@pytest.mark.parametrize("paused", ["", "paused by its owner"])
+async def test_what_is_accepted_before_it_happens_is_asked_about_all_the_same(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, paused: str
+) -> None:
+    made = watched.world
+    names = await many(watched)
+    monkeypatch.setattr(losses, "WINDOW_S", 0.1)
+    monkeypatch.setattr(folder, "PRESENCE_S", 0.05)
+    watched.folder.set_paused(paused)
+    watched.folder.accept_change()
+    await watched.until(lambda: not watched.folder.losses._accepted)
+    for name in names:
+        made.at(name).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    assert {row.state for row in watched.rows().values()} == {State.PLACEHOLDER}
 
 
 async def test_what_was_concluded_before_it_was_many_is_undone_too(watched: Watched) -> None:

@@ -65,6 +65,21 @@ def test_what_is_concluded_counts_for_a_minute_and_is_known_by_name() -> None:
     assert losses.concluded == [], "it was meant"
 
 
+def test_accepting_what_never_comes_holds_for_a_minute() -> None:
+    losses = Losses()
+    losses.accept()
+    losses.comes_to_rest(5, is_busy=True)
+    losses.comes_to_rest(10, is_busy=False)
+    missing(losses, 50)
+    losses.comes_to_rest(30, is_busy=False)
+    assert not losses.is_mass(100), "it has come"
+    losses.found(losses.gone)
+    losses.comes_to_rest(40, is_busy=False)
+    losses.comes_to_rest(40 + WINDOW_S, is_busy=False)
+    missing(losses, 50)
+    assert losses.is_mass(100)
+
+
 def test_accepting_holds_for_one_change_only() -> None:
     losses = Losses()
     missing(losses, 50)
