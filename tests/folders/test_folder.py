@@ -506,3 +506,30 @@ async def test_a_folder_rests_when_what_is_being_concluded_has_ended(
     watched.folder.set_paused("paused by its owner")
     assert not await watched.folder.rest()
     assert watched.folder.entry.paused == "paused by its owner"
+
+
+YEAR_2286 = 10**19  # in ns since the epoch: more than 64 bits hold
+
+
+@pytest.mark.parametrize("when", [YEAR_2286, -(10**18)])
+async def test_a_file_of_a_far_year_is_a_file_like_any_other(watched: Watched, when: int) -> None:
+    made = watched.world
+    made.write("one", b"content")
+    os.utime(made.at("one"), ns=(when, when))
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    assert await brought_back(watched, b"one.f") == [None]
+    assert made.at("one").read_bytes() == b"content"
+    assert made.at("one").stat().st_mtime_ns == min(when, (1 << 63) - 1)
+
+
+async def test_a_known_file_that_gets_a_far_year_ends_no_look(watched: Watched) -> None:
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    os.utime(made.at("one.f"), ns=(YEAR_2286, YEAR_2286))
+    await watched.settled()
+    row = made.file_row("one")
+    assert row is not None
+    assert (row.state, row.mtime_ns) == (State.PLACEHOLDER, (1 << 63) - 1)
