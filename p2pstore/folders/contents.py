@@ -167,6 +167,7 @@ class Contents:
         File -> why its placeholder is not back, empty when it is.
         """
         folder, relative = self._registry.need(path)
+        await folder.batches_end(relative)  # they may be about to take a new file of that name
         pages = deleted_at(self._parts.catalog, folder.row, relative)
         results: dict[str, str] = {}
         while entries := await folder.in_thread(next, pages, None):
