@@ -77,6 +77,7 @@ class Folder:
             store=parts.store,
             opens=parts.opens,
             ring=parts.ring,
+            me=parts.me,
         )
         self._looking = Looking(path=self.path, row=row, parts=parts, books=books, meeting=meeting)
         self._trash = Trash(row=row, parts=parts, hints=books.hints)

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from p2pstore.clock import SystemClock
+from p2pstore.content import Relation, compare_versions
+from p2pstore.errors import Unavailable
 from p2pstore.folders import batching, folder, looking, losses, trash, undeleting
+from p2pstore.folders.contents import _settled
 from p2pstore.folders.taking import decode_version, encode_version
 from p2pstore.folders.undeleting import deleted
 from p2pstore.placement import UNWRITABLE, Root
@@ -640,3 +643,59 @@ async def test_a_file_of_ones_own_in_the_place_of_a_placeholder_is_not_taken_for
     assert watched.state(b"solver") != State.PLACEHOLDER
     await watched.until(lambda: watched.state(b"solver") == State.DELETED)
     assert made.at("solver.f").read_bytes() == b"      PROGRAM MAIN"
+
+
+async def test_what_a_crash_left_of_an_undelete_is_newer_than_the_deletion(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever heard of the deletion would hold that the file is gone still."""
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    made.at("one.f").unlink()
+    await watched.until(lambda: watched.state(b"one") == State.DELETED)
+    deletion = made.file_row("one")
+
+    def crash(*_: object) -> None:
+        raise OSError(errno.EIO, "power cut")
+
+    monkeypatch.setattr(undeleting, "_record", crash)
+    with pytest.raises(OSError, match="power cut"):
+        await watched.folder.undelete(deleted(made.catalog, made.row, [b"one"]))
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    row = made.file_row("one")
+    assert row is not None
+    assert deletion is not None
+    before, now = decode_version(deletion.version), decode_version(row.version)
+    assert compare_versions(before, now) is Relation.OLDER
+
+
+async def test_a_trash_whose_record_is_damaged_waits_and_does_not_end_the_watch(
+    made: World,
+) -> None:
+    async with OpenWatcher(SystemClock()) as opens:
+        watched = Watched(made, opens, trash_hold_s=0.5)
+        made.write("one", b"content")
+        await watched.until(lambda: watched.folder.trash() != [])
+        change = "UPDATE journal SET body=x'c1'"
+        made.catalog.write(lambda db: db.execute(change)).result()
+        await asyncio.sleep(1)
+        made.write("two", b"content 2")
+        await watched.until(lambda: watched.state(b"two") == State.PLACEHOLDER)
+        await watched.settled()
+        await asyncio.sleep(1)
+        assert not watched.task.done()
+        assert len([*made.path.glob(".p2pstore/trash/*/one")]) == 1
+        await watched.stop()
+
+
+async def test_nobody_waits_for_a_folder_that_is_not_there(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pstore.folders.folder.PRESENCE_S", 0.1)
+    await watched.until(lambda: watched.folder.is_scanned)
+    os.rename(watched.world.path, watched.world.base / "away")
+    await watched.until(lambda: watched.folder.root is None)
+    with pytest.raises(Unavailable, match="not there"):
+        await asyncio.wait_for(_settled([watched.folder], lambda news: None), 5)
