@@ -223,6 +223,8 @@ async def _settled(asked: Collection[Folder], progress: Progress) -> None:
         for folder in asked:
             if folder.is_paused:
                 raise Unavailable(f"{folder.path} is paused: {folder.entry.paused}")
+            if folder.missing_since is not None:
+                raise Unavailable(f"{folder.path} is not there.")
         left = sum(folder.pending() for folder in asked)
         most = max(most, left)
         if most:
