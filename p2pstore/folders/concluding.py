@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from p2pstore.content import MAX_READ, looks_like_manifest, next_version
@@ -20,7 +20,15 @@ from p2pstore.folders.parts import Parts
 from p2pstore.folders.reconcile import disk_name, identity_of, still
 from p2pstore.folders.taking import decode_version, encode_version
 from p2pstore.ids import NodeId
-from p2pstore.placement import SUFFIX, Directories, Root, read_placeholder, write_placeholder
+from p2pstore.placement import (
+    SUFFIX,
+    Directories,
+    Identity,
+    Root,
+    lay_link,
+    read_placeholder,
+    write_placeholder,
+)
 from p2pstore.store import Catalog, FileRow, State, files
 
 log = logging.getLogger(__name__)
@@ -91,7 +99,8 @@ def undo(
     mark: bytes,
     reads: Callable[[bytes], None],
 ) -> int:
-    """Bring back the placeholders that are gone or overwritten; how many. Blocks on the disk.
+    """Bring back the placeholders that are gone or overwritten, and the links; how many. Blocks on
+    the disk.
 
     What lies under the name of one by now is kept beside, with `mark`; `reads` hears which `.f` is
     read.
@@ -117,9 +126,20 @@ def undo(
             continue
         back.append(row)
         restored += 1
+    restored += _undo_links(root, catalog, rows.values())
     restored += _undo_overwritten(root, catalog, folder, mark, reads)
     _put_on_record(root, catalog, back)
     return restored
+
+
+def _undo_links(root: Root, catalog: Catalog, rows: Iterable[FileRow]) -> int:
+    made: list[tuple[int, str, int, int, int, int]] = []
+    for row in rows:
+        if row.kind == files.Kind.LINK and (stat := lay_link(root, row.path, row.target)):
+            made.append((row.id, row.state, *Identity.of(stat)))
+    root.sync()
+    catalog.write(lambda db: files.set_on_disk(db, made)).result()
+    return len(made)
 
 
 def _undo_overwritten(

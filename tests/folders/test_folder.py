@@ -699,3 +699,19 @@ async def test_nobody_waits_for_a_folder_that_is_not_there(
     await watched.until(lambda: watched.folder.root is None)
     with pytest.raises(Unavailable, match="not there"):
         await asyncio.wait_for(_settled([watched.folder], lambda news: None), 5)
+
+
+async def test_links_that_are_gone_come_back_with_the_rest(watched: Watched) -> None:
+    made = watched.world
+    names = await many(watched)
+    os.symlink("00", made.at("link"))
+    await watched.until(lambda: watched.state(b"link") == State.PROTECTED)
+    watched.set(settle_s=0.3)
+    for name in (*names, b"link"):
+        made.at(name).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    assert await watched.folder.undo_change() == 31
+    assert os.readlink(made.at("link")) == "00"
+    await watched.settled()
+    assert not watched.folder.losses.gone
+    assert watched.state(b"link") == State.PROTECTED
