@@ -1,4 +1,5 @@
-"""Which file systems may hold what: whether bytes survive there, and who else may write them."""
+"""Which file systems may hold what: whether bytes survive there, who else may write them, and what
+they say that nobody else can hold."""
 
 from __future__ import annotations
 
@@ -18,6 +19,15 @@ _REMOTE = {
     FileSystem.CIFS: "it lies on a network mount (SMB)",
     FileSystem.NETWORK: "it lies on a network mount",
 }
+
+_NS_END = 1 << 63
+
+
+def mtime_ns_of(stat: os.stat_result) -> int:
+    """When it was modified; beyond the years 1677 to 2262, which 64 bits can hold, the nearest
+    moment in them: file systems know later years, and a wrong date must not keep a file from us."""
+    found = stat.st_mtime_ns
+    return found if -_NS_END <= found < _NS_END else max(-_NS_END, min(found, _NS_END - 1))
 
 
 def is_volatile(path: str | bytes | Path) -> str | None:

@@ -20,7 +20,7 @@ from enum import Enum
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from p2pstore.clock import Clock
-from p2pstore.content import MAX_READ, Manifest, Opened, safe_name
+from p2pstore.content import MAX_READ, Manifest, Opened, looks_like_manifest, safe_name
 from p2pstore.errors import (
     FormatError,
     IntegrityError,
@@ -401,6 +401,8 @@ def _target(directories: Directories, placeholder: Placeholder, manifest: Manife
             return _Target.FREE
         if stat.st_size == manifest.meta.size and content_hash(fd) == manifest.hash:
             return _Target.SAME
+        if stat.st_size <= MAX_READ and looks_like_manifest(os.pread(fd, 64, 0)):
+            return _Target.FREE  # the placeholder of another file, whose name is shorter by a `.f`
     finally:
         os.close(fd)
     row = placeholder.row

@@ -6,8 +6,12 @@ brings back what can be brought back (SAFETY, section 6).
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
+import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from p2pstore.content import MAX_READ, looks_like_manifest, next_version
@@ -16,8 +20,21 @@ from p2pstore.folders.parts import Parts
 from p2pstore.folders.reconcile import disk_name, identity_of, still
 from p2pstore.folders.taking import decode_version, encode_version
 from p2pstore.ids import NodeId
-from p2pstore.placement import SUFFIX, Directories, Root, read_placeholder, write_placeholder
+from p2pstore.placement import (
+    SUFFIX,
+    Directories,
+    Identity,
+    Root,
+    lay_link,
+    read_placeholder,
+    write_placeholder,
+)
 from p2pstore.store import Catalog, FileRow, State, files
+
+log = logging.getLogger(__name__)
+
+# Of one path, whose name is too long for `.f`, or beneath what is no directory any more.
+_NO_PLACE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 
 
 async def conclude(root: Root, row: int, parts: Parts, books: Books) -> str | None:
@@ -76,27 +93,60 @@ def version_after(row: FileRow | None, me: NodeId) -> bytes:
 # -- undo -----------------------------------------------------------------------------------------
 
 
-def undo(root: Root, catalog: Catalog, folder: int, gone: Sequence[bytes], mark: bytes) -> int:
-    """Bring back the placeholders that are gone or overwritten; how many. Blocks on the disk.
+def undo(
+    root: Root,
+    catalog: Catalog,
+    folder: int,
+    gone: Sequence[bytes],
+    mark: bytes,
+    reads: Callable[[bytes], None],
+) -> int:
+    """Bring back the placeholders that are gone or overwritten, and the links; how many. Blocks on
+    the disk.
 
-    What lies under the name of one by now is kept beside, with `mark`.
+    What lies under the name of one by now is kept beside, with `mark`; `reads` hears which `.f` is
+    read.
     """
     rows = catalog.view(lambda db: files.get_many(db, folder, gone))
     raws = catalog.view(lambda db: files.manifests(db, [row.id for row in rows.values()]))
-    back = [row for row in rows.values() if row.id in raws]
+    back: list[FileRow] = []
     restored = 0
-    for row in back:
+    for row in rows.values():
+        if row.id not in raws:
+            continue
         try:
             write_placeholder(root, row.path + SUFFIX, raws[row.id])
         except FileExistsError:
+            reads(row.path + SUFFIX)
+            if _read(root, row.path + SUFFIX) == raws[row.id]:  # its owner was quicker
+                back.append(row)
             continue
+        except OSError as exc:
+            if exc.errno not in _NO_PLACE:
+                raise
+            log.warning("%s has no placeholder: %s", os.fsdecode(row.path), exc.strerror)
+            continue
+        back.append(row)
         restored += 1
-    restored += _undo_overwritten(root, catalog, folder, mark)
+    restored += _undo_links(root, catalog, rows.values())
+    restored += _undo_overwritten(root, catalog, folder, mark, reads)
     _put_on_record(root, catalog, back)
     return restored
 
 
-def _undo_overwritten(root: Root, catalog: Catalog, folder: int, mark: bytes) -> int:
+def _undo_links(root: Root, catalog: Catalog, rows: Iterable[FileRow]) -> int:
+    made: list[tuple[int, str, int, int, int, int]] = []
+    for row in rows:
+        if row.kind == files.Kind.LINK and (stat := lay_link(root, row.path, row.target)):
+            made.append((row.id, row.state, *Identity.of(stat)))
+    root.sync()
+    catalog.write(lambda db: files.set_on_disk(db, made)).result()
+    return len(made)
+
+
+def _undo_overwritten(
+    root: Root, catalog: Catalog, folder: int, mark: bytes, reads: Callable[[bytes], None]
+) -> int:
     rows = catalog.view(lambda db: list(files.walk(db, folder, states=(State.PLACEHOLDER,))))
     there = still(root, [row.path + SUFFIX for row in rows])
     restored = 0
@@ -106,14 +156,21 @@ def _undo_overwritten(root: Root, catalog: Catalog, folder: int, mark: bytes) ->
         on_record = (row.ino, row.size, row.mtime_ns, row.ctime_ns)
         if seen is None or identity_of(seen) == on_record:
             continue
-        with Directories(root) as directories:
-            directory, last = directories.parent(name)
-            found = read_placeholder(directory, last, MAX_READ + 1)
+        reads(name)
+        found = _read(root, name)
         raw = catalog.view(partial(_manifest_of, row.id))
-        if raw is not None and not looks_like_manifest(found):
+        if raw is not None and found is not None and not looks_like_manifest(found):
             write_placeholder(root, name, raw, aside=mark)
             restored += 1
     return restored
+
+
+def _read(root: Root, name: bytes) -> bytes | None:
+    """None where no file can be read, a directory say: it must not keep the others away."""
+    with Directories(root) as directories, contextlib.suppress(OSError):
+        directory, last = directories.parent(name)
+        return read_placeholder(directory, last, MAX_READ + 1)
+    return None
 
 
 def _manifest_of(file: int, db: sqlite3.Connection) -> bytes | None:

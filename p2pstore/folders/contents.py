@@ -167,6 +167,7 @@ class Contents:
         File -> why its placeholder is not back, empty when it is.
         """
         folder, relative = self._registry.need(path)
+        await folder.batches_end(relative)  # they may be about to take a new file of that name
         pages = deleted_at(self._parts.catalog, folder.row, relative)
         results: dict[str, str] = {}
         while entries := await folder.in_thread(next, pages, None):
@@ -222,6 +223,8 @@ async def _settled(asked: Collection[Folder], progress: Progress) -> None:
         for folder in asked:
             if folder.is_paused:
                 raise Unavailable(f"{folder.path} is paused: {folder.entry.paused}")
+            if folder.missing_since is not None:
+                raise Unavailable(f"{folder.path} is not there.")
         left = sum(folder.pending() for folder in asked)
         most = max(most, left)
         if most:

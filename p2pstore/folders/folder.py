@@ -34,7 +34,7 @@ from p2pstore.folders.meeting import Meeting
 from p2pstore.folders.parts import Parts
 from p2pstore.folders.recovery import Recovery
 from p2pstore.folders.trash import Trash
-from p2pstore.folders.undeleting import Undeleted, deleted, undelete
+from p2pstore.folders.undeleting import BATCH, NAMED_ANEW, Undeleted, deleted, undelete
 from p2pstore.folders.waiting import Waiting
 from p2pstore.home import RECOVERING, WatchedFolder
 from p2pstore.ids import FolderId
@@ -77,6 +77,7 @@ class Folder:
             store=parts.store,
             opens=parts.opens,
             ring=parts.ring,
+            me=parts.me,
         )
         self._looking = Looking(path=self.path, row=row, parts=parts, books=books, meeting=meeting)
         self._trash = Trash(row=row, parts=parts, hints=books.hints)
@@ -305,29 +306,34 @@ class Folder:
         try:
             async with self.open_root() as root:
                 restored = await self.in_thread(
-                    undo, root, self._parts.catalog, self.row, gone, mark
+                    undo, root, self._parts.catalog, self.row, gone, mark, self.mark_own
                 )
         finally:
             self.end_ours(gone)
         entries = await self.in_thread(deleted, self._parts.catalog, self.row, concluded)
-        restored += len((await self.undelete(entries)).back)
+        for start in range(0, len(entries), BATCH):
+            restored += len((await self.undelete(entries[start : start + BATCH])).back)
         self.losses.forget()
         self.set_paused("")
         self.ask_rescan("undo")
         return restored
 
     async def undelete(self, entries: Sequence[files.HistoryRow]) -> Undeleted:
-        """The placeholders of these deleted versions come back."""
-        parts, paths = self._parts, [entry.path for entry in entries]
-        self.begin_ours(paths)
-        try:
-            async with self.open_root() as root:
-                return await self.in_thread(
-                    undelete, root, parts.catalog, self.row, entries, parts.me,
+        """The placeholders of these deleted versions, a batch at most, come back."""
+        parts = self._parts
+        async with self.open_root() as root, self._deciding:  # until the end no batch begins
+            busy = [(e.path, NAMED_ANEW) for e in entries if self.is_in_flight(e.path)]
+            free = [e for e in entries if not self.is_in_flight(e.path)]
+            paths = [e.path for e in free]
+            self.begin_ours(paths)
+            try:
+                done = await self.in_thread(
+                    undelete, root, parts.catalog, self.row, free, parts.me,
                     now_ms=parts.now_ms(), reads=self.mark_own,
                 )  # fmt: skip
-        finally:
-            self.end_ours(paths)
+            finally:
+                self.end_ours(paths)
+        return done._replace(failed=busy + done.failed)
 
     @asynccontextmanager
     async def open_root(self) -> AsyncIterator[Root]:

@@ -141,8 +141,7 @@ def _lay_links(
         if stat is None:
             failed.append((row.path, IN_THE_WAY))
         else:
-            identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-            made.append((row.id, row.state, *identity))
+            made.append((row.id, row.state, *Identity.of(stat)))
     catalog.write(lambda db: files.set_on_disk(db, made)).result()
     return len(made)
 

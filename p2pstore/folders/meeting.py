@@ -14,12 +14,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 
-from p2pstore.content import MAX_READ, Keyring, Manifest, looks_like_manifest, open_manifest
+from p2pstore.content import (
+    MAX_READ,
+    Keyring,
+    Manifest,
+    looks_like_manifest,
+    merge_versions,
+    next_version,
+    open_manifest,
+)
 from p2pstore.errors import P2PStoreError
 from p2pstore.folders.reconcile import disk_name, still
 from p2pstore.folders.references import bundles_named
-from p2pstore.folders.taking import encode_version
-from p2pstore.ids import BlockId, BundleId
+from p2pstore.folders.taking import decode_version, encode_version
+from p2pstore.ids import BlockId, BundleId, NodeId
 from p2pstore.placement import SUFFIX, Directories, Root, read_placeholder
 from p2pstore.store import (
     BundleMissing,
@@ -51,6 +59,7 @@ class Meeting:
         store: BundleStore,
         opens: OpenWatcher,
         ring: Callable[[], Keyring],
+        me: NodeId,
     ) -> None:
         self._path = os.fsencode(path) + b"/"
         self._folder = row
@@ -58,6 +67,7 @@ class Meeting:
         self._store = store
         self._opens = opens
         self._ring = ring
+        self._me = me
 
     def placeholders(self, root: Root, found: Sequence[Seen]) -> tuple[list[bytes], list[Seen]]:
         """Small `.f` files that the catalog has not so: ours, moved, copied - or somebody's own.
@@ -119,7 +129,7 @@ class Meeting:
                     files.set_on_disk(db, [(other.id, State.PLACEHOLDER, *on_disk)])
                     return
             base = plain_row(self._folder, seen, State.PLACEHOLDER, "")._replace(path=path)
-            self._put(db, base, manifest, raw, named)
+            self._put(db, base, manifest, raw, named, before=row)
 
         return self._catalog.write(meet)
 
@@ -159,7 +169,7 @@ class Meeting:
                 mtime_ns=seen.mtime_ns,
                 ctime_ns=seen.ctime_ns,
             )
-            self._put(db, base, manifest, raw, named)
+            self._put(db, base, manifest, raw, named, before=there)
 
         self._catalog.write(meet).result()
         return True
@@ -205,11 +215,20 @@ class Meeting:
         manifest: Manifest,
         raw: bytes,
         named: set[BundleId],
+        *,
+        before: FileRow | None,
     ) -> None:
-        """The row says what the manifest says, and refers to every bundle that is known of it."""
+        """The row says what the manifest says, and refers to every bundle that is known of it.
+
+        In the place of a deletion it is newer than that: others hear that the file is back.
+        """
+        version = manifest.version
+        if before is not None and before.state == State.DELETED:
+            version = merge_versions(version, decode_version(before.version))
+            version = next_version(version, self._me)
         row = base._replace(
             file_id=manifest.file_id,
-            version=encode_version(manifest.version),
+            version=encode_version(version),
             hash=manifest.hash,
             file_size=manifest.meta.size,
             replaced_before=1,

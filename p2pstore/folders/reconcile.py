@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from p2pstore.content import MAX_READ
+from p2pstore.filesystems import mtime_ns_of
 from p2pstore.placement import OWN, SUFFIX, Directories, Identity, Root
 from p2pstore.policy import marks_repository
 from p2pstore.store import Catalog, State, files
@@ -211,7 +212,7 @@ def _stat(directories: Directories, path: bytes) -> Seen | None:
         st.st_nlink,
         st.st_uid,
         st.st_size,
-        st.st_mtime_ns,
+        mtime_ns_of(st),
         st.st_ctime_ns,
     )
 

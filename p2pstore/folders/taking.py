@@ -32,6 +32,7 @@ from p2pstore.content import (
     sorted_xattrs,
 )
 from p2pstore.errors import P2PStoreError
+from p2pstore.filesystems import mtime_ns_of
 from p2pstore.folders.intents import COMMIT, INGEST, PLACING, TRASHED, Body, Item
 from p2pstore.ids import BundleId, FileId, NodeId
 from p2pstore.ingest import Ingest, Intake, NotProtected, Protected, Version
@@ -352,7 +353,7 @@ class Taking:
             file_size=protected.size,
             size=stat.st_size,
             ino=stat.st_ino,
-            mtime_ns=stat.st_mtime_ns,
+            mtime_ns=mtime_ns_of(stat),
             ctime_ns=stat.st_ctime_ns,
             stored_bytes=protected.stored,
             replaced_before=0 if row is None else row.replaced_before,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+from p2pstore.errors import FormatError
 from p2pstore.folders.books import Hints
 from p2pstore.folders.emptying import empty
 from p2pstore.folders.intents import Trashed
@@ -66,8 +67,8 @@ class Trash:
                     empty, root, self._row, batch, parts.catalog, parts.store, parts.keeper
                 )
                 self._said = ""
-            except OSError as exc:
-                why = exc.strerror or str(exc)
+            except (OSError, FormatError) as exc:  # the latter of its row in the journal
+                why = (exc.strerror if isinstance(exc, OSError) else "") or str(exc)
                 if why != self._said:  # it is tried every few seconds, and said once
                     log.warning("The trash of %s cannot be emptied now: %s", root.path, exc)
                 self._said = why

@@ -16,7 +16,8 @@ from p2pstore.ids import NodeId
 from p2pstore.placement import SUFFIX, Laid, Root, lay_placeholders
 from p2pstore.store import Catalog, State, files
 
-BATCH = 500
+BATCH = 500  # a file is open for each
+NAMED_ANEW = "a file has its name again"
 
 
 class Undeleted(NamedTuple):
@@ -58,7 +59,13 @@ def undelete(
     now_ms: int,
     reads: Callable[[bytes], None],
 ) -> Undeleted:
-    """Bring these versions back. Blocks on the disk; `reads` hears which `.f` is read."""
+    """Bring these versions back. Blocks on the disk; `reads` hears which `.f` is read.
+
+    No batch may have one of the paths meanwhile: it would record its file over what comes back.
+    """
+    still = {entry.id for entry in deleted(catalog, folder, [entry.path for entry in entries])}
+    taken = [(entry.path, NAMED_ANEW) for entry in entries if entry.id not in still]
+    entries = [entry for entry in entries if entry.id in still]
     laid, failed, _ = lay_placeholders(
         root,
         [(entry.path, entry.manifest, entry.mtime_ns) for entry in entries],
@@ -68,7 +75,7 @@ def undelete(
     )
     numbers = {entry.path: entry.id for entry in entries}
     catalog.write(partial(_record, folder, numbers, laid, me)).result()
-    return Undeleted([one.path for one in laid], failed)
+    return Undeleted([one.path for one in laid], taken + failed)
 
 
 def _page(folder: int, path: bytes, after: bytes, db: sqlite3.Connection) -> list[files.HistoryRow]:

@@ -17,6 +17,7 @@ from p2pstore.content import (
     next_version,
     seal_manifest,
 )
+from p2pstore.filesystems import mtime_ns_of
 from p2pstore.ids import BundleId, FileId
 from p2pstore.ingest.batch import Batch, Draft
 from p2pstore.ingest.intake import Author, ManifestKind, NotProtected, Protected
@@ -110,7 +111,7 @@ def _manifest(
         gid=gid,
         user=intake.owner[0],
         group=intake.owner[1],
-        mtime_ns=stat.st_mtime_ns,
+        mtime_ns=mtime_ns_of(stat),
         xattrs=intake.xattrs,
         holes=draft.holes,
     )

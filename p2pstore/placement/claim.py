@@ -19,6 +19,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from p2pstore.errors import Busy
+from p2pstore.filesystems import mtime_ns_of
 from p2pstore.leases import LeaseKeeper, Refused
 from p2pstore.placement.root import Directories, Root
 
@@ -37,7 +38,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, stat: os.stat_result) -> Identity:
-        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        return cls(stat.st_ino, stat.st_size, mtime_ns_of(stat), stat.st_ctime_ns)
 
 
 def is_as_it_was(now: os.stat_result, then: os.stat_result) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from p2pstore import syscalls
+from p2pstore.filesystems import mtime_ns_of
 
 OWN_DIRECTORY = b".p2pstore"  # ours in every watched folder, never looked into
 
@@ -127,7 +128,7 @@ def _entries(
                         found.append(Unread(prefix + name, exc))
                     continue
                 path, ino, size = prefix + name, st.st_ino, st.st_size
-                mtime_ns, ctime_ns = st.st_mtime_ns, st.st_ctime_ns
+                mtime_ns, ctime_ns = mtime_ns_of(st), st.st_ctime_ns
                 was = known.get(path)
                 if was is not None and was.startswith(stamp(ino, size, mtime_ns, ctime_ns)):
                     del known[path]

@@ -46,3 +46,17 @@ def test_signature_is_verified_unless_the_catalog_has_these_bytes(
 def test_file_that_is_not_there_is_wrong_usage_and_not_to_be_tried_again(made: World) -> None:
     (brought,) = made.hydrate("absent.f")
     assert isinstance(brought.error, UsageError)
+
+
+def test_the_placeholder_of_another_file_is_no_newer_version(made: World) -> None:
+    """`solver` and `solver.f` may both be replaced; then `solver.f` is no Fortran any more."""
+    made.write("solver.f", b"      PROGRAM MAIN")
+    made.replace("solver.f")
+    made.write("solver", b"ELF")
+    made.replace("solver")
+    assert made.names() == {b"solver.f", b"solver.f.f"}
+    (brought,) = made.hydrate("solver.f.f")
+    assert brought.error is None
+    assert made.at(brought.path).read_bytes() == b"      PROGRAM MAIN"
+    made.hydrate("solver.f")
+    assert made.at("solver").read_bytes() == b"ELF"

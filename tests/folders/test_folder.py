@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 
 from p2pstore.clock import SystemClock
-from p2pstore.folders import batching, folder, looking, losses, trash
+from p2pstore.content import Relation, compare_versions
+from p2pstore.errors import Unavailable
+from p2pstore.folders import batching, folder, looking, losses, trash, undeleting
+from p2pstore.folders.contents import _settled
 from p2pstore.folders.taking import decode_version, encode_version
+from p2pstore.folders.undeleting import deleted
 from p2pstore.placement import UNWRITABLE, Root
 from p2pstore.store import State, blocks, files
 from p2pstore.watch import OpenWatcher, Seen
@@ -544,3 +548,208 @@ async def test_a_folder_rests_when_what_is_being_concluded_has_ended(
     watched.folder.set_paused("paused by its owner")
     assert not await watched.folder.rest()
     assert watched.folder.entry.paused == "paused by its owner"
+
+
+YEAR_2286 = 10**19  # in ns since the epoch: more than 64 bits hold
+
+
+@pytest.mark.parametrize("when", [YEAR_2286, -(10**18)])
+async def test_a_file_of_a_far_year_is_a_file_like_any_other(watched: Watched, when: int) -> None:
+    made = watched.world
+    made.write("one", b"content")
+    os.utime(made.at("one"), ns=(when, when))
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    assert await brought_back(watched, b"one.f") == [None]
+    assert made.at("one").read_bytes() == b"content"
+    assert made.at("one").stat().st_mtime_ns == min(when, (1 << 63) - 1)
+
+
+async def test_a_known_file_that_gets_a_far_year_ends_no_look(watched: Watched) -> None:
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    os.utime(made.at("one.f"), ns=(YEAR_2286, YEAR_2286))
+    await watched.settled()
+    row = made.file_row("one")
+    assert row is not None
+    assert (row.state, row.mtime_ns) == (State.PLACEHOLDER, (1 << 63) - 1)
+
+
+async def test_a_batch_that_has_the_new_file_of_a_name_keeps_the_deleted_one(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read that there is nothing before it: what came back meanwhile it would write over."""
+    made = watched.world
+    made.write("one", b"old content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    made.at("one.f").unlink()
+    await watched.until(lambda: watched.state(b"one") == State.DELETED)
+    began, go_on = threading.Event(), threading.Event()
+    real = made.taking._protect_and_replace
+
+    def slowly(*args: Any) -> None:
+        began.set()
+        assert go_on.wait(20)
+        real(*args)
+
+    monkeypatch.setattr(made.taking, "_protect_and_replace", slowly)
+    made.write("one", b"new content")
+    await watched.until(began.is_set)
+    entries = deleted(made.catalog, made.row, [b"one"])
+    done = await watched.folder.undelete(entries)
+    go_on.set()
+    await watched.settled()
+    assert (done.back, [path for path, _ in done.failed]) == ([], [b"one"])
+    past = made.catalog.view(lambda db: files.history(db, made.row, b"one"))
+    oracle = Oracle(made.base)
+    versions = [entry.manifest for entry in past] + [made.at("one.f").read_bytes()]
+    assert [oracle.content_of(raw) for raw in versions] == [b"old content", b"new content"]
+    oracle.close()
+    assert (await watched.folder.undelete(entries)).back == []  # the new one has the name
+
+
+async def test_many_that_were_concluded_come_back_a_batch_at_a_time(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is open for each until its name is there: no node may have so many."""
+    made = watched.world
+    names = sorted(await many(watched, 40))
+    watched.set(settle_s=0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "is_mass_change", lambda lost, total: False)
+        for name in names[:30]:
+            made.at(name).unlink()
+        await watched.until(lambda: len(watched.folder.losses.concluded) == 30)
+    made.at(names[30]).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    lay, sizes = undeleting.lay_placeholders, []
+
+    def laying(root: Root, placeholders: Any, **how: Any) -> Any:
+        sizes.append(len(placeholders))
+        return lay(root, placeholders, **how)
+
+    monkeypatch.setattr(undeleting, "lay_placeholders", laying)
+    monkeypatch.setattr(folder, "BATCH", 16)
+    assert await watched.folder.undo_change() == 31
+    assert sizes == [16, 14]
+    await watched.settled()
+    assert made.names() == set(names)
+
+
+async def test_what_can_have_no_placeholder_keeps_none_of_the_others_away(watched: Watched) -> None:
+    made = watched.world
+    names = await many(watched)
+    made.write("d/in", b"in a directory")
+    made.write("e", b"a directory will have the name of its placeholder")
+    made.write("x" * 254, b"its name is too long")
+    for path in (b"d/in", b"e"):
+        await watched.until(lambda path=path: watched.state(path) == State.PLACEHOLDER)
+    await watched.until(lambda: watched.state(b"x" * 254) == State.PROTECTED)
+    await watched.settled()
+    watched.set(settle_s=0.3)
+    for name in made.names():
+        made.at(name).unlink()
+    made.at("d").rmdir()
+    made.write("d", b"no directory any more")
+    made.at("e.f").mkdir()
+    await watched.until(lambda: watched.folder.is_paused)
+    assert await watched.folder.undo_change() == 30
+    assert names < made.names()
+    for path in (b"d/in", b"x" * 254):  # these are deleted files like others
+        await watched.until(lambda path=path: watched.state(path) == State.DELETED)
+
+
+async def test_a_file_of_ones_own_in_the_place_of_a_placeholder_is_not_taken_for_it(
+    watched: Watched,
+) -> None:
+    made = watched.world
+    watched.set(keep_s=3600.0, protect_only=("*.f",))
+    names = await many(watched)
+    made.write("solver.f", b"      PROGRAM MAIN")
+    await watched.until(lambda: watched.state(b"solver.f") == State.PROTECTED)
+    made.write("solver", b"ELF")
+    await watched.until(lambda: watched.state(b"solver") == State.PROTECTED)
+    await watched.settled()
+    watched.set(settle_s=0.3)
+    for name in (*names, b"solver"):
+        made.at(name).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    assert await watched.folder.undo_change() == 30
+    assert watched.state(b"solver") != State.PLACEHOLDER
+    await watched.until(lambda: watched.state(b"solver") == State.DELETED)
+    assert made.at("solver.f").read_bytes() == b"      PROGRAM MAIN"
+
+
+async def test_what_a_crash_left_of_an_undelete_is_newer_than_the_deletion(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever heard of the deletion would hold that the file is gone still."""
+    made = watched.world
+    made.write("one", b"content")
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    made.at("one.f").unlink()
+    await watched.until(lambda: watched.state(b"one") == State.DELETED)
+    deletion = made.file_row("one")
+
+    def crash(*_: object) -> None:
+        raise OSError(errno.EIO, "power cut")
+
+    monkeypatch.setattr(undeleting, "_record", crash)
+    with pytest.raises(OSError, match="power cut"):
+        await watched.folder.undelete(deleted(made.catalog, made.row, [b"one"]))
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    row = made.file_row("one")
+    assert row is not None
+    assert deletion is not None
+    before, now = decode_version(deletion.version), decode_version(row.version)
+    assert compare_versions(before, now) is Relation.OLDER
+
+
+async def test_a_trash_whose_record_is_damaged_waits_and_does_not_end_the_watch(
+    made: World,
+) -> None:
+    async with OpenWatcher(SystemClock()) as opens:
+        watched = Watched(made, opens, trash_hold_s=0.5)
+        made.write("one", b"content")
+        await watched.until(lambda: watched.folder.trash() != [])
+        change = "UPDATE journal SET body=x'c1'"
+        made.catalog.write(lambda db: db.execute(change)).result()
+        await asyncio.sleep(1)
+        made.write("two", b"content 2")
+        await watched.until(lambda: watched.state(b"two") == State.PLACEHOLDER)
+        await watched.settled()
+        await asyncio.sleep(1)
+        assert not watched.task.done()
+        assert len([*made.path.glob(".p2pstore/trash/*/one")]) == 1
+        await watched.stop()
+
+
+async def test_nobody_waits_for_a_folder_that_is_not_there(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pstore.folders.folder.PRESENCE_S", 0.1)
+    await watched.until(lambda: watched.folder.is_scanned)
+    os.rename(watched.world.path, watched.world.base / "away")
+    await watched.until(lambda: watched.folder.root is None)
+    with pytest.raises(Unavailable, match="not there"):
+        await asyncio.wait_for(_settled([watched.folder], lambda news: None), 5)
+
+
+async def test_links_that_are_gone_come_back_with_the_rest(watched: Watched) -> None:
+    made = watched.world
+    names = await many(watched)
+    os.symlink("00", made.at("link"))
+    await watched.until(lambda: watched.state(b"link") == State.PROTECTED)
+    watched.set(settle_s=0.3)
+    for name in (*names, b"link"):
+        made.at(name).unlink()
+    await watched.until(lambda: watched.folder.is_paused)
+    assert await watched.folder.undo_change() == 31
+    assert os.readlink(made.at("link")) == "00"
+    await watched.settled()
+    assert not watched.folder.losses.gone
+    assert watched.state(b"link") == State.PROTECTED

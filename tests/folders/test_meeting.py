@@ -15,9 +15,10 @@ import pytest
 
 from p2pstore.folders.meeting import BATCH, Meeting
 from p2pstore.folders.reconcile import still
+from p2pstore.ids import node_id_of
 from p2pstore.store import State, files
 from p2pstore.watch import Seen
-from tests.faults.world import RING, World
+from tests.faults.world import GROUP, RING, World
 
 NUMBER = 40
 
@@ -38,6 +39,7 @@ def meeting(made: World) -> Meeting:
         store=made.store,
         opens=opens,
         ring=lambda: RING,
+        me=node_id_of(GROUP),
     )
 
 

@@ -17,6 +17,7 @@ import pytest
 from p2pstore.content import Kind, decode_head, open_manifest, verify_head
 from p2pstore.folders.meeting import Meeting
 from p2pstore.folders.references import bundles_named
+from p2pstore.ids import NodeId
 from p2pstore.maintenance import recover
 from p2pstore.maintenance.aliases import is_any_adrift, lost
 from p2pstore.maintenance.aliases import learn as aliases_learn
@@ -345,6 +346,7 @@ async def test_a_copied_placeholder_needs_what_a_merged_list_names(home: Upkeep)
         store=home.store,
         opens=None,  # type: ignore[arg-type]
         ring=home.group.ring,
+        me=NodeId(bytes(20)),
     )
     named = bundles_named(manifest, meeting._read)
     await merge(home)

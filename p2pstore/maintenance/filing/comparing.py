@@ -10,6 +10,7 @@ from blake3 import blake3
 
 from p2pstore.content import Entry, Manifest, dedup_key, walk
 from p2pstore.errors import P2PStoreError
+from p2pstore.filesystems import mtime_ns_of
 from p2pstore.ids import BundleId
 from p2pstore.maintenance.filing.disk import Disk
 from p2pstore.maintenance.filing.local import Local
@@ -84,7 +85,7 @@ class Comparing:
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return stat.st_ino, stat.st_size, mtime_ns_of(stat), stat.st_ctime_ns
 
 
 def _identity_seen(seen: Seen) -> tuple[int, int, int, int]:
