@@ -30,6 +30,7 @@ from p2pstore.store import (
     State,
     blocks,
     copies,
+    dying,
     folders,
     journal,
     merged,
@@ -454,7 +455,7 @@ def _lacking(world: World, holder: NodeId) -> str:
     return (
         f"FROM bundles b WHERE b.id>:after AND b.state='sealed' AND {OURS} AND b.kind=:kind"
         f" AND NOT {is_at(who)} AND NOT EXISTS ({moving}) AND NOT EXISTS ({once})"
-        f" AND NOT (b.folder IS NULL AND EXISTS ({begun}))"
+        f" AND NOT (b.folder IS NULL AND EXISTS ({begun})) AND b.id NOT IN ({dying.UNNEEDED})"
     )
 
 

@@ -79,7 +79,7 @@ _INSERT = (
     + ", ".join(f"{name}=excluded.{name}" for name in _FIELDS[1:])
     + " RETURNING id"
 )
-_UNREFERENCED = (
+UNREFERENCED = (
     "NOT EXISTS (SELECT 1 FROM file_bundles WHERE bundle=bundles.id)"
     " AND NOT EXISTS (SELECT 1 FROM history_bundles WHERE bundle=bundles.id)"
     " AND NOT EXISTS (SELECT 1 FROM roots WHERE bundle=bundles.id)"
@@ -383,14 +383,14 @@ def folders_of_bundle(db: sqlite3.Connection, bundle: int) -> list[int]:
 
 def unreferenced(db: sqlite3.Connection, *, created_before_ms: int, limit: int = 1000) -> list[int]:
     """Bundles that nothing in the catalog refers to: candidates, to be checked anew when taken."""
-    query = f"SELECT id FROM bundles WHERE own=1 AND created<? AND {_UNREFERENCED} LIMIT ?"
+    query = f"SELECT id FROM bundles WHERE own=1 AND created<? AND {UNREFERENCED} LIMIT ?"
     return [bundle for (bundle,) in db.execute(query, (created_before_ms, limit))]
 
 
 def forget_unreferenced(db: sqlite3.Connection, bundle: int) -> BundleId | None:
     """Remove the bundle's rows if still nothing refers to it; its id, for the store to drop it."""
     found = db.execute(
-        f"SELECT bundle_id FROM bundles WHERE id=? AND {_UNREFERENCED}", (bundle,)
+        f"SELECT bundle_id FROM bundles WHERE id=? AND {UNREFERENCED}", (bundle,)
     ).fetchone()
     if found is None:
         return None

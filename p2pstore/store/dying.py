@@ -236,6 +236,12 @@ def retire_removed(db: sqlite3.Connection, now_ms: int, limit: int = 500) -> int
 
 # -- what no manifest ever named -------------------------------------------------------------------
 
+# Made for something that came to nothing, and nothing needs them by now.
+UNNEEDED = (
+    "SELECT u.bundle FROM unnamed u JOIN bundles ON bundles.id=u.bundle"
+    f" WHERE {blocks.UNREFERENCED}"
+)
+
 
 def note_unnamed(db: sqlite3.Connection, intent: int, root: str) -> None:
     """An ingest ends: of the bundles that it made, those that nothing names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from p2pstore.config import FolderSettings
 from p2pstore.content import Kind
 from p2pstore.ids import FolderId, NodeId
 from p2pstore.net import Request
-from p2pstore.store import BundleRow, BundleState, blocks, copies
+from p2pstore.store import BundleRow, BundleState, blocks, copies, dying
 from p2pstore.swarm import Receipt as Signed
 from p2pstore.wire import Put, ReceiptBody, sign_receipt, verify_receipt
 
@@ -68,6 +69,24 @@ async def test_the_target_is_four_or_all_that_there_are(group: Group) -> None:
         assert wanted is (number < 4)
         if wanted:
             a.note_copy(row, other)
+
+
+async def test_what_came_to_nothing_goes_to_nobody_until_something_needs_it(group: Group) -> None:
+    """A kill between sealing and recording leaves bundles; their files are taken anew."""
+    a, b = await group.devices(2)
+    row = a.protect("one").data
+    (file,) = [
+        n for (n,) in a.catalog.read("SELECT file FROM file_bundles WHERE bundle=?", (row.id,))
+    ]
+
+    def leave(db: sqlite3.Connection) -> None:
+        blocks.set_file_bundles(db, [(file, [])])
+        dying.leave_unnamed(db, row.id)
+
+    a.catalog.write(leave).result()
+    assert row.id not in {r.id for r in lacks(a, b)}
+    a.catalog.write(lambda db: blocks.set_file_bundles(db, [(file, [row.id])])).result()
+    assert row.id in {r.id for r in lacks(a, b)}
 
 
 async def test_meta_bundles_get_one_copy_more_and_go_first(group: Group) -> None:
