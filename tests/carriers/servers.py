@@ -49,7 +49,7 @@ def started(*args: str | Path, said_by: str = "stdout", **env: str) -> Iterator[
 
 @contextmanager
 def s3_server(**env: str) -> Iterator[str]:
-    with started("moto.server", "-p", "0", said_by="stderr", **env) as address:
+    with started("tests.carriers.s3server", said_by="stderr", **env) as address:
         yield address
 
 
