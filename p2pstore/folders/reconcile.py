@@ -62,8 +62,8 @@ def _known(rows: Iterable[files.IdentityRow]) -> Known:
     }
 
 
-def _row_of(name: bytes, row: bytes) -> Gone:
-    """The logical path and the state of a row that has this name on the disk."""
+def _logical(name: bytes, row: bytes) -> Gone:
+    """What the catalog calls a row that has this name on the disk: its path, and its state."""
     state = row[STAMP_SIZE:].decode()
     return Gone(name.removesuffix(SUFFIX) if state == State.PLACEHOLDER else name, state)
 
@@ -165,7 +165,7 @@ def _sort(seen: Seen, known: Known, findings: Findings) -> None:
     if row is not None:
         if row[:STAMP_SIZE] == stamp(ino, size, mtime_ns, ctime_ns):
             return
-        findings.modified.append(_row_of(path, row).path)
+        findings.modified.append(_logical(path, row).path)
     if stat_module.S_ISREG(mode):
         if path.endswith(SUFFIX) and size <= MAX_READ:
             findings.placeholders.append(seen)
@@ -188,7 +188,7 @@ def _conclude(known: Known, findings: Findings) -> None:
     for name, row in known.items():
         if any(not at or name == at or name.startswith(at + b"/") for at in unread):
             continue
-        gone = _row_of(name, row)
+        gone = _logical(name, row)
         if gone.state == State.PLACEHOLDER and gone.path in present:
             continue  # its placeholder gave way to a new file of that name
         findings.gone.append(gone)

@@ -577,16 +577,22 @@ async def test_a_known_file_that_gets_a_far_year_ends_no_look(watched: Watched) 
     assert (row.state, row.mtime_ns) == (State.PLACEHOLDER, (1 << 63) - 1)
 
 
+async def deleted_one(watched: Watched, content: bytes) -> None:
+    """`one` was protected and replaced; then its owner removed the placeholder."""
+    made = watched.world
+    made.write("one", content)
+    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
+    await watched.settled()
+    made.at("one.f").unlink()
+    await watched.until(lambda: watched.state(b"one") == State.DELETED)
+
+
 async def test_a_batch_that_has_the_new_file_of_a_name_keeps_the_deleted_one(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It read that there is nothing before it: what came back meanwhile it would write over."""
     made = watched.world
-    made.write("one", b"old content")
-    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
-    await watched.settled()
-    made.at("one.f").unlink()
-    await watched.until(lambda: watched.state(b"one") == State.DELETED)
+    await deleted_one(watched, b"old content")
     began, go_on = threading.Event(), threading.Event()
     real = made.taking._protect_and_replace
 
@@ -688,11 +694,7 @@ async def test_what_a_crash_left_of_an_undelete_is_newer_than_the_deletion(
 ) -> None:
     """Else whoever heard of the deletion would hold that the file is gone still."""
     made = watched.world
-    made.write("one", b"content")
-    await watched.until(lambda: watched.state(b"one") == State.PLACEHOLDER)
-    await watched.settled()
-    made.at("one.f").unlink()
-    await watched.until(lambda: watched.state(b"one") == State.DELETED)
+    await deleted_one(watched, b"content")
     deletion = made.file_row("one")
 
     def crash(*_: object) -> None:
